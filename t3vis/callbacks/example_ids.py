@@ -1,0 +1,126 @@
+"""Example ids into batches, and out again before the model sees them.
+
+The dataset of a loader is wrapped so that each row carries its index, and its ``collate_fn`` so that the batch
+carries one int64 tensor of them. Whatever reorders, shards, skips or prefetches batches takes the ids along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from t3vis.errors import ConfigurationError
+
+IDS_KEY = "t3vis_example_ids"
+MAX_ID = 2**31 - 1
+
+
+class IdDataset:
+    """A map-style dataset whose rows are pairs of index and row; in all else the dataset it wraps."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return int(index), self.dataset[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[int, Any]]:
+        """Rows of a whole batch at once, where the dataset can; torch's fetcher asks for this."""
+        fetch = getattr(self.dataset, "__getitems__", None)
+        rows = fetch(indices) if callable(fetch) else [self.dataset[index] for index in indices]
+        return list(zip(map(int, indices), rows, strict=True))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset" or name.startswith("__"):  # not there yet while being unpickled in a worker
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class IdCollator:
+    """The outermost collator: takes the ids off the rows, collates these, puts the ids into the batch.
+
+    Parameters
+    ----------
+    collate
+        The loader's own collator.
+    id_column
+        Column that holds the id; ``None`` if the rows come from an ``IdDataset``.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any], id_column: str | None) -> None:
+        self.collate = collate
+        self.id_column = id_column
+
+    def __call__(self, rows: list[Any]) -> Any:
+        """One batch, with the ids of its rows."""
+        if self.id_column is None:
+            ids = [row[0] for row in rows]
+            batch = self.collate([row[1] for row in rows])
+        else:
+            ids = [_column_id(row, self.id_column) for row in rows]
+            batch = self.collate([{key: row[key] for key in row if key != self.id_column} for row in rows])
+        if not isinstance(batch, MutableMapping):
+            raise ConfigurationError(
+                f"the data collator returned a {type(batch).__name__}, expected a dict-like batch to carry the "
+                "example ids in; return a dict of tensors, as the model's forward takes them."
+            )
+        batch[IDS_KEY] = torch.tensor(ids, dtype=torch.int64)
+        return batch
+
+
+def instrument(loader: Any, id_column: str | None) -> Any:
+    """Let every batch of a (prepared) loader carry the ids of its examples; the loader itself is returned.
+
+    Raises
+    ------
+    ConfigurationError
+        If the dataset is iterable and no ``id_column`` says how its examples are told apart.
+    """
+    base: DataLoader[Any] = getattr(loader, "base_dataloader", loader)
+    if isinstance(base.collate_fn, IdCollator):
+        return loader
+    iterable = isinstance(base.dataset, IterableDataset)
+    if iterable and id_column is None:
+        raise ConfigurationError(
+            "an IterableDataset has no row numbers to know its examples by; add a column of ids 0, 1, 2, ... "
+            "(dataset.map(lambda row, i: {'id': i}, with_indices=True)) and name it: "
+            "RecorderCallback(..., id_column='id')."
+        )
+    if not iterable:
+        base.__dict__["dataset"] = IdDataset(base.dataset)  # DataLoader.__setattr__ forbids the plain way
+    base.collate_fn = IdCollator(base.collate_fn, id_column if iterable else None)
+    return loader
+
+
+def source_dataset(loader: Any) -> Any:
+    """The dataset of a loader, without the wrapper."""
+    dataset = getattr(loader, "base_dataloader", loader).dataset
+    return dataset.dataset if isinstance(dataset, IdDataset) else dataset
+
+
+def take_ids(batch: Any) -> torch.Tensor | None:
+    """Remove the ids from a batch; ``None`` if it carries none."""
+    return batch.pop(IDS_KEY, None) if isinstance(batch, MutableMapping) else None
+
+
+def _column_id(row: Any, column: str) -> int:
+    try:
+        example_id = int(row[column])
+    except (KeyError, TypeError, ValueError) as error:
+        found = f"columns {', '.join(row)}" if isinstance(row, MutableMapping) else f"a {type(row).__name__}"
+        raise ConfigurationError(
+            f"expected a whole number in the column {column!r} of every example, found {found} ({error!r}); "
+            "name the column of ids with id_column."
+        ) from error
+    if not 0 <= example_id <= MAX_ID:
+        raise ConfigurationError(
+            f"the column {column!r} holds {example_id}; ids are row numbers from 0 on, at most {MAX_ID}: "
+            "number the examples with dataset.map(lambda row, i: {'id': i}, with_indices=True)."
+        )
+    return example_id

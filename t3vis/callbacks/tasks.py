@@ -1,0 +1,77 @@
+"""What logits, labels and loss mean for each task head."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from t3vis.errors import ConfigurationError
+
+Task = Literal["single_label", "multi_label", "regression"]
+
+IGNORED_LABEL = -100
+LOSS_NAME: dict[Task, str] = {
+    "single_label": "cross-entropy, nats",
+    "multi_label": "mean binary cross-entropy over classes, nats",
+    "regression": "mean squared error over outputs",
+}
+
+
+def sequence_task(logits: Tensor, labels: Tensor | None, problem_type: str | None) -> Task:
+    """The task of a sequence classification head, by the rule of transformers' ``ForSequenceClassification``.
+
+    Parameters
+    ----------
+    logits
+        Shape (n, n_classes).
+    labels
+        Shape (n,) or (n, n_classes), or ``None`` where the batch has none.
+    problem_type
+        ``config.problem_type``; decides where it is set.
+
+    Raises
+    ------
+    ConfigurationError
+        If the logits are not one row per example.
+    """
+    if logits.dim() != 2:
+        raise ConfigurationError(
+            f"expected logits of shape (examples, classes), found {tuple(logits.shape)}; this version of t3vis "
+            "records sequence classification (AutoModelForSequenceClassification)."
+        )
+    named: dict[str, Task] = {
+        "single_label_classification": "single_label",
+        "multi_label_classification": "multi_label",
+        "regression": "regression",
+    }
+    if problem_type in named:
+        return named[problem_type]
+    if logits.shape[1] == 1:
+        return "regression"
+    if labels is None or (labels.dim() == 1 and not labels.is_floating_point()):
+        return "single_label"
+    return "multi_label"
+
+
+def unreduced_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+    """The task's loss of each example, shape (n,), float32; NaN where the label is ``-100``.
+
+    Parameters
+    ----------
+    logits
+        Shape (n, n_classes).
+    labels
+        Shape (n,) of classes for ``"single_label"``, else values of the shape of the logits.
+    """
+    logits = logits.float()
+    if task == "single_label":
+        labels = labels.reshape(-1).long()
+        loss = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED_LABEL)
+        return torch.where(labels == IGNORED_LABEL, torch.nan, loss)
+    values = labels.reshape(logits.shape).float()
+    if task == "multi_label":
+        return F.binary_cross_entropy_with_logits(logits, values, reduction="none").mean(1)
+    return F.mse_loss(logits, values, reduction="none").mean(1)

@@ -1,0 +1,608 @@
+"""Run: a lazy, read-only view of a run, finished or still training.
+
+Every access looks at the disk anew: a pass that is committed is read from the sealed arrays, one that is not from
+its segments. Nothing is held but small metadata and where the rows of the last unsealed pass go.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from t3vis.errors import StoreError
+from t3vis.store import schema, segments
+from t3vis.store.examples import RaggedColumn, static_array, text_columns, token_ids
+from t3vis.store.sealed import open_sealed
+from t3vis.store.segments import split_names
+
+T = TypeVar("T")
+
+_READ_ATTEMPTS = 20  # a pass can be sealed and its segments removed while it is being read
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One epoch of training, or one evaluation.
+
+    ``epoch`` is the number of the epoch in training, and how many epochs had been trained, as a fraction, for an
+    evaluation; ``step`` is the optimizer step at its beginning. ``n_seen`` examples were seen, ``n_repeated`` of
+    them more than once, ``n_never`` not at all (so far, while it is not ``sealed``).
+    """
+
+    index: int
+    epoch: float
+    step: int
+    last_step: int
+    n_examples: int
+    n_seen: int
+    n_repeated: int
+    n_never: int
+    sealed: bool
+    attributes: dict[str, Any]
+
+
+class RunArray:
+    """One array over all passes of a split, with the dimensions of ``dims``; NumPy indexing reads what it names.
+
+    Examples
+    --------
+    ``run.train.logits[-1]`` is the last epoch, ``run.train.hidden_states[0, -1, 17]`` one example's last layer in
+    the first, ``run.train.loss[:, ids]`` the trajectories of chosen examples.
+    """
+
+    def __init__(self, split: Split, name: str) -> None:
+        self.name = name
+        self._split = split
+        self._spec = schema.PASS_ARRAYS[name]
+        self._leading, self._trailing = split._row_shape(name)
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the dimensions."""
+        return self._spec.dims(self._split.kind)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the dimensions, as of now."""
+        n_passes = max((index + 1 for index in self._split._indices()), default=0)
+        return (n_passes, *self._leading, self._split.n_examples, *self._trailing)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.dims)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return np.dtype(self._spec.dtype)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Meaning, mode, and what was chosen when recording."""
+        of_split = self._split.attributes
+        return {
+            "description": self._spec.meaning,
+            "mode": of_split["mode"],
+            **of_split["arrays"].get(self.name, {}),
+        }
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        shape = self.shape
+        wanted, remainder = _orthogonal(key, shape)
+        row_axis = 1 + len(self._spec.leading)
+        block = np.full((*map(len, wanted[: row_axis + 1]), *self._trailing), self._spec.fill, self.dtype)
+        for i, index in enumerate(wanted[0]):
+            if self._leading:
+                for j, layer in enumerate(wanted[1]):
+                    block[i, j] = self._split._read(self.name, int(index), int(layer), wanted[row_axis])
+            else:
+                block[i] = self._split._read(self.name, int(index), 0, wanted[row_axis])
+        trailing = tuple(wanted[row_axis + 1 :])
+        if trailing and any(len(part) != size for part, size in zip(trailing, self._trailing, strict=True)):
+            block = block[(slice(None),) * (row_axis + 1) + np.ix_(*trailing)]
+        return block[remainder]
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError(f"{self.name} is read from disk; a NumPy array of it is always a copy.")
+        return np.asarray(self[:], dtype=dtype)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{dim}: {size}" for dim, size in zip(self.dims, self.shape, strict=True))
+        return f"<{self.name} ({sizes}) {self.dtype}>"
+
+
+class Split:
+    """The training set, or one evaluation set: its examples, and what was recorded of them in every pass."""
+
+    def __init__(self, run_path: Path, name: str) -> None:
+        self.name = name
+        self.path = run_path / name
+        self._run_path = run_path
+        self._merges: dict[tuple[int, tuple[Path, ...]], segments.Merge] = {}
+        attributes = self.attributes
+        self.kind: schema.SplitKind = attributes["kind"]
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the split says of itself: task, class names, mode, fingerprint, ..."""
+        attributes: dict[str, Any] = schema.read_metadata(self.path)["attributes"]
+        return attributes
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples; where the dataset did not tell, the largest id seen so far and one."""
+        n_examples = self.attributes["n_examples"]
+        if n_examples is not None:
+            return int(n_examples)
+        return max((record.n_examples for record in self.passes), default=0)
+
+    def __len__(self) -> int:
+        return self.n_examples
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of the logits, where they are known."""
+        names: list[str] | None = self.attributes.get("class_names")
+        return names
+
+    @property
+    def arrays(self) -> list[str]:
+        """Names of the arrays recorded so far."""
+        return [name for name in schema.PASS_ARRAYS if self._has(name)]
+
+    @property
+    def logits(self) -> RunArray:
+        """Outputs of the task head, float32, dims (pass, example, class)."""
+        return self.array("logits")
+
+    @property
+    def loss(self) -> RunArray:
+        """Loss of each example, float32, dims (pass, example)."""
+        return self.array("loss")
+
+    @property
+    def step(self) -> RunArray:
+        """Optimizer steps completed when each example was seen, int64, dims (pass, example); -1 = not seen."""
+        return self.array("step")
+
+    @property
+    def visits(self) -> RunArray:
+        """How often each example was seen in a pass, int32, dims (pass, example)."""
+        return self.array("visits")
+
+    @property
+    def hidden_states(self) -> RunArray:
+        """Pooled hidden states, float16, dims (pass, layer, example, hidden)."""
+        return self.array("hidden_states")
+
+    @property
+    def layers(self) -> list[int]:
+        """Which hidden states the layers of ``hidden_states`` are; 0 is the output of the embeddings."""
+        layers: list[int] = self.attributes["arrays"].get("hidden_states", {}).get("layers", [])
+        return layers
+
+    def array(self, name: str) -> RunArray:
+        """One of ``arrays`` by name.
+
+        Raises
+        ------
+        StoreError
+            If nothing of that name has been recorded.
+        """
+        if not self._has(name):
+            raise StoreError(
+                f"{self.path} holds no {name} (yet); recorded are: {', '.join(self.arrays) or 'no arrays'}."
+            )
+        return RunArray(self, name)
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """Gold labels.
+
+        Shape (n_examples,) int64 of classes, -1 where unknown; or, for multi-label and regression, shape
+        (n_examples, n_outputs) float32, NaN where unknown. From the dataset, else as first seen in a batch.
+        """
+        for name in ("labels", "targets"):
+            static = static_array(self.path, name)
+            if static is not None:
+                return static.read_all()
+        for name in ("labels", "targets"):
+            if self._has(name):
+                return self._first_seen(name)
+        return np.full(self.n_examples, -1, np.int64)
+
+    @property
+    def length(self) -> NDArray[Any]:
+        """Tokens of each example that are not padding, shape (n_examples,) int32; -1 where unknown."""
+        static = static_array(self.path, "length")
+        if static is not None:
+            return static.read_all()
+        return self._first_seen("length") if self._has("length") else np.full(self.n_examples, -1, np.int32)
+
+    @property
+    def text(self) -> dict[str, RaggedColumn]:
+        """Raw text columns by name, read on demand."""
+        return text_columns(self.path)
+
+    @property
+    def token_ids(self) -> RaggedColumn | None:
+        """Token ids of each example, read on demand; ``None`` where the dataset had none."""
+        return token_ids(self.path)
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """What is known of each epoch, or evaluation, that anything was recorded of."""
+        return tuple(self._retry(self._pass, index) for index in self._indices())
+
+    @property
+    def epochs(self) -> NDArray[np.float64]:
+        """Epoch of each pass: 0, 1, 2, ... in training; how many had been trained, for an evaluation."""
+        return np.array([record.epoch for record in self.passes])
+
+    def example(self, example_id: int) -> Example:
+        """Everything recorded of one example, over all passes.
+
+        Raises
+        ------
+        IndexError
+            If the split has no such example.
+        """
+        n_examples = self.n_examples
+        if not 0 <= example_id < n_examples:
+            raise IndexError(f"example {example_id} of {self.name}, which has {n_examples}")
+        ids = self.token_ids
+        labels, names = self.labels, self.class_names
+        label = labels[example_id]
+        known = labels.ndim == 1 and names is not None and 0 <= label < len(names)
+        return Example(
+            example_id=example_id,
+            text={column: texts[example_id] for column, texts in self.text.items()},
+            token_ids=None if ids is None else ids[example_id],
+            label=label,
+            label_name=names[label] if known and names is not None else None,
+            arrays={
+                name: self.array(name)[(..., example_id, *(slice(None) for _ in schema.PASS_ARRAYS[name].trailing))]
+                for name in self.arrays
+            },
+            class_names=names,
+        )
+
+    def summary(self) -> str:
+        """A few lines of text: examples, arrays, passes and what is missing."""
+        lines = [f"{self.name}: {self.n_examples:,} examples, recorded in {self.attributes['mode']} mode"]
+        lines += [f"  {self.array(name)!r}" for name in self.arrays]
+        for record in self.passes:
+            what = f"epoch {record.epoch:g}" if self.kind == "train" else f"evaluation at epoch {record.epoch:g}"
+            gaps = f", {record.n_never:,} never" if record.n_never else ""
+            gaps += f", {record.n_repeated:,} more than once" if record.n_repeated else ""
+            state = "" if record.sealed else " (in progress)"
+            lines.append(f"  {what}: step {record.step}, {record.n_seen:,} seen{gaps}{state}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<{self.name} of {self._run_path.name}: {self.n_examples:,} examples, {len(self._indices())} passes>"
+
+    # How passes are found and read
+
+    def _indices(self) -> list[int]:
+        committed = {int(node.parent.name[1:]) for node in self.path.glob("commits/p*/zarr.json")}
+        return sorted(committed | set(segments.unsealed_passes(self.path)))
+
+    def _is_committed(self, index: int) -> bool:
+        return schema.node_exists(self.path / "commits" / schema.pass_name(index))
+
+    def _pass(self, index: int) -> Pass:
+        sealed = self._is_committed(index)
+        if sealed:
+            known = schema.read_metadata(self.path / "commits" / schema.pass_name(index))["attributes"]
+        else:
+            merged = self._merge(index)
+            known = dict(merged.coverage())
+            for segment in merged.segments:
+                known |= segment.attributes.get("of_pass", {})
+        return Pass(
+            index=index,
+            epoch=known.get("epoch", index),
+            step=known.get("step", known["first_step"]),
+            last_step=known["last_step"],
+            n_examples=known["n_examples"],
+            n_seen=known["n_seen"],
+            n_repeated=known["n_repeated"],
+            n_never=known["n_never"],
+            sealed=sealed,
+            attributes=known,
+        )
+
+    def _merge(self, index: int) -> segments.Merge:
+        found = segments.list_segments(self.path, index)
+        key = index, tuple(segment.path for segment in found)
+        if key not in self._merges:
+            starts = segments.start_steps(self._run_path)
+            self._merges = {key: segments.merge(found, starts, self.attributes["n_examples"], self.kind)}
+        return self._merges[key]
+
+    def _read(self, name: str, index: int, layer: int, rows: NDArray[np.int64]) -> NDArray[Any]:
+        return self._retry(self._read_once, name, index, layer, rows)
+
+    def _read_once(self, name: str, index: int, layer: int, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Rows of one pass and layer, in any order, from wherever they are now."""
+        spec = schema.PASS_ARRAYS[name]
+        _, trailing = self._row_shape(name)
+        if not self._is_committed(index):
+            return self._merge(index).gather(name, trailing, layer)[rows]
+        out = np.full((len(rows), *trailing), spec.fill, spec.dtype)
+        try:
+            array = open_sealed(self.path / name, 1 + len(spec.leading))
+        except FileNotFoundError:
+            return out  # recorded in another pass, not in this one
+        within = np.flatnonzero(rows < array.shape[array.row_axis])
+        wanted, inverse = np.unique(rows[within], return_inverse=True)
+        out[within] = array.read((index, layer) if spec.leading else (index,), wanted)[inverse]
+        if not self._is_committed(index):
+            raise FileNotFoundError(f"pass {index} of {self.name} was taken back while it was read")
+        return out
+
+    def _retry(self, read: Callable[..., T], *arguments: Any) -> T:
+        for _ in range(_READ_ATTEMPTS - 1):
+            try:
+                return read(*arguments)
+            except FileNotFoundError:
+                self._merges = {}
+        return read(*arguments)
+
+    def _has(self, name: str) -> bool:
+        return schema.node_exists(self.path / name) or self._retry(self._in_segments, name) is not None
+
+    def _in_segments(self, name: str) -> tuple[int, ...] | None:
+        for index in segments.unsealed_passes(self.path):
+            if not self._is_committed(index):
+                shapes = self._merge(index).arrays()
+                if name in shapes:
+                    return shapes[name]
+        return None
+
+    def _row_shape(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Sizes before and after the example in one row of an array."""
+        n_leading = len(schema.PASS_ARRAYS[name].leading)
+        if schema.node_exists(self.path / name):
+            shape = open_sealed(self.path / name, 1 + n_leading).shape
+            return shape[1 : 1 + n_leading], shape[2 + n_leading :]
+        sizes = self._retry(self._in_segments, name)
+        if sizes is None:
+            raise StoreError(f"{self.path} holds no {name}.")
+        return sizes[:n_leading], sizes[n_leading:]
+
+    def _first_seen(self, name: str) -> NDArray[Any]:
+        """A value that the batches carried, from the first pass in which each example was seen."""
+        array, step = self.array(name), self.array("step")
+        _, trailing = self._row_shape(name)
+        out = np.full((self.n_examples, *trailing), schema.PASS_ARRAYS[name].fill, array.dtype)
+        unknown = np.ones(len(out), bool)
+        for index in self._indices():
+            now = unknown & (step[index] >= 0)
+            out[now] = array[index, now]
+            unknown &= ~now
+        return out
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example: what it is, and its trajectory.
+
+    ``arrays`` holds, for each recorded array, its values over the passes, such as ``loss`` of shape (n_passes,),
+    ``logits`` (n_passes, n_classes) and ``hidden_states`` (n_passes, n_layers, hidden).
+    """
+
+    example_id: int
+    text: dict[str, str]
+    token_ids: NDArray[np.int32] | None
+    label: Any
+    label_name: str | None
+    arrays: dict[str, NDArray[Any]]
+    class_names: list[str] | None
+
+    @property
+    def logits(self) -> NDArray[Any]:
+        """Shape (n_passes, n_classes)."""
+        return self.arrays["logits"]
+
+    @property
+    def loss(self) -> NDArray[Any]:
+        """Shape (n_passes,)."""
+        return self.arrays["loss"]
+
+    @property
+    def hidden_states(self) -> NDArray[Any]:
+        """Shape (n_passes, n_layers, hidden)."""
+        return self.arrays["hidden_states"]
+
+    def __repr__(self) -> str:
+        lines = [f"example {self.example_id}, label {self.label_name or self.label}"]
+        lines += [f"  {column}: {text}" for column, text in self.text.items()]
+        if "loss" in self.arrays:
+            lines.append("  loss: " + " ".join(f"{value:.3f}" for value in self.loss))
+        if "logits" in self.arrays:
+            best = self.logits.argmax(-1)
+            names = [str(i) if self.class_names is None else self.class_names[i] for i in best]
+            seen = np.isfinite(self.logits).all(-1)
+            lines.append("  predicted: " + " ".join(name if ok else "-" for name, ok in zip(names, seen, strict=True)))
+        return "\n".join(lines)
+
+
+class Evaluations(Mapping[str, Split]):
+    """The evaluation sets of a run by the names that the Trainer gives their metrics: ``eval``, ``eval_<name>``."""
+
+    def __init__(self, run_path: Path) -> None:
+        self._run_path = run_path
+
+    def __getitem__(self, name: str) -> Split:
+        if name not in list(self):
+            raise KeyError(f"{name!r}; recorded are: {', '.join(self) or 'no evaluations'}")
+        return Split(self._run_path, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in split_names(self._run_path) if name != "train")
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"<evaluations: {', '.join(self) or 'none'}>"
+
+
+class Run:
+    """A recorded run, read-only and lazy; it grows under the reader's eyes while training goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        schema.run_attributes(path)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the run says of itself: model, TrainingArguments, recorder settings, library versions."""
+        return schema.run_attributes(self.path)
+
+    @property
+    def train(self) -> Split:
+        """The training set.
+
+        Raises
+        ------
+        StoreError
+            If nothing has been trained in this run (yet).
+        """
+        if not schema.node_exists(self.path / "train"):
+            raise StoreError(
+                f"{self.path} holds no training pass (yet); evaluations: {', '.join(self.evals) or 'none'}."
+            )
+        return Split(self.path, "train")
+
+    @property
+    def evals(self) -> Evaluations:
+        """The evaluation sets by name."""
+        return Evaluations(self.path)
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """All splits by name."""
+        return {name: Split(self.path, name) for name in split_names(self.path)}
+
+    @property
+    def epochs(self) -> tuple[Pass, ...]:
+        """What is known of each epoch of training."""
+        return self.train.passes
+
+    @property
+    def missing_rows(self) -> int:
+        """Rows that could not be recorded, over all processes and attempts."""
+        return sum(sum(attempt["missing_rows"].values()) for attempt in segments.attempts(self.path))
+
+    def tokens(self, ids: ArrayLike) -> list[str]:
+        """Token ids as the tokens they stand for.
+
+        Raises
+        ------
+        StoreError
+            If the run was recorded without a tokenizer.
+        """
+        vocabulary = self.path / "tokenizer" / "text" / "token"
+        if not schema.node_exists(vocabulary / "values"):
+            raise StoreError(f"{self.path} holds no vocabulary; give the Trainer its tokenizer as processing_class.")
+        column = RaggedColumn(vocabulary, text=True)
+        return [column[int(i)] for i in np.asarray(ids)]
+
+    def summary(self) -> str:
+        """The run in a few lines of text: model, versions, and each split's arrays, passes and gaps."""
+        attributes = self.attributes
+        model = attributes.get("model", {})
+        lines = [
+            f"{self.path}: {model.get('class', 'unknown model')}, begun {attributes['t3vis']['created']}",
+            *(split.summary() for split in self.splits.values()),
+        ]
+        attempts = segments.attempts(self.path)
+        if len({attempt["attempt"] for attempt in attempts}) > 1:
+            starts = sorted(segments.start_steps(self.path).items())[1:]
+            lines.append("resumed from step " + ", ".join(str(step) for _, step in starts))
+        if self.missing_rows:
+            causes = {attempt["first_error"] for attempt in attempts if attempt["first_error"]}
+            lines.append(f"{self.missing_rows:,} rows could not be recorded: {'; '.join(sorted(causes))}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<t3vis run {self.path}>\n{self.summary()}"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.summary())}</pre>"
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open a run for reading, also one that is still being recorded.
+
+    Raises
+    ------
+    StoreError
+        If there is no t3vis run at ``path``, or its format is newer than this t3vis.
+    """
+    return Run(Path(path))
+
+
+def _orthogonal(key: Any, shape: tuple[int, ...]) -> tuple[list[NDArray[np.int64]], tuple[Any, ...]]:
+    """Split NumPy indexing into the indices wanted on each axis and the indexing that remains on that block.
+
+    Reading the block ``wanted[0] x wanted[1] x ...`` and applying the remainder gives what NumPy would give.
+    """
+    parts = list(key) if isinstance(key, tuple) else [key]
+    n_given = sum(np.ndim(part) if _is_mask(part) else 1 for part in parts if part is not None and part is not Ellipsis)
+    if sum(part is Ellipsis for part in parts) > 1:
+        raise IndexError("an index can only have a single ellipsis")
+    if n_given > len(shape):
+        raise IndexError(f"too many indices: the array has {len(shape)} dimensions, {n_given} were given")
+    if Ellipsis not in [part if part is Ellipsis else None for part in parts]:
+        parts.append(Ellipsis)
+    at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+    parts[at : at + 1] = [slice(None)] * (len(shape) - n_given)
+    wanted: list[NDArray[np.int64]] = []
+    remainder: list[Any] = []
+    for part in parts:
+        if part is None:
+            remainder.append(None)
+            continue
+        size = shape[len(wanted)]
+        if isinstance(part, slice):
+            indices = np.arange(size)[part]
+            remainder.append(slice(None))
+            wanted.append(indices)
+        elif isinstance(part, int | np.integer) and not isinstance(part, bool | np.bool_):
+            wanted.append(np.array([_checked(int(part), size)]))
+            remainder.append(0)
+        else:
+            for array in np.nonzero(part) if _is_mask(part) else (np.asarray(part),):
+                size = shape[len(wanted)]
+                if array.size and (array.min() < -size or array.max() >= size):
+                    raise IndexError(f"index {array.max()} is out of bounds for a dimension of size {size}")
+                unique, inverse = np.unique(array.astype(np.int64) % max(size, 1), return_inverse=True)
+                wanted.append(unique)
+                remainder.append(inverse.reshape(array.shape))
+    return wanted, tuple(remainder)
+
+
+def _is_mask(part: Any) -> bool:
+    return isinstance(part, np.ndarray | list) and np.asarray(part).dtype == bool
+
+
+def _checked(index: int, size: int) -> int:
+    if not -size <= index < size:
+        raise IndexError(f"index {index} is out of bounds for a dimension of size {size}")
+    return index % size

@@ -1,0 +1,227 @@
+"""What a run holds: every array by name, with its dimensions, type, fill value and meaning.
+
+This module and ``docs/format.md`` say the same thing; a test compares them. Metadata is written here as plain
+Zarr v3 JSON rather than through zarr-python, so that neither the trainer nor the sealing subprocess starts
+zarr's event loop; that zarr-python reads it without a warning is tested.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from t3vis.errors import StoreError
+
+FORMAT = "t3vis-run"
+FORMAT_VERSION = 1
+
+SplitKind = Literal["train", "eval"]
+PASS_DIM: dict[SplitKind, str] = {"train": "epoch", "eval": "evaluation"}
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a split: what a row of it is and means.
+
+    ``leading`` are the dimensions before the example (beside the pass), ``trailing`` those after it.
+    """
+
+    name: str
+    dtype: str
+    fill: float | int
+    meaning: str
+    leading: tuple[str, ...] = ()
+    trailing: tuple[str, ...] = ()
+
+    def dims(self, kind: SplitKind) -> tuple[str, ...]:
+        """Dimensions of the sealed array, outermost first."""
+        return (PASS_DIM[kind], *self.leading, "example", *self.trailing)
+
+    def segment_dims(self) -> tuple[str, ...]:
+        """Dimensions of the array in a segment, whose rows are in order of arrival."""
+        return (*self.leading, "row", *self.trailing)
+
+
+PASS_ARRAYS: dict[str, ArraySpec] = {
+    spec.name: spec
+    for spec in (
+        ArraySpec(
+            "logits",
+            "<f4",
+            np.nan,
+            "outputs of the task head before softmax or sigmoid; NaN where the example was not seen",
+            trailing=("class",),
+        ),
+        ArraySpec(
+            "loss",
+            "<f4",
+            np.nan,
+            "the task's own loss of this example, unreduced, from its logits and label: cross-entropy in nats for "
+            "single-label, mean binary cross-entropy in nats for multi-label, mean squared error for regression; "
+            "NaN where the example was not seen or has no label",
+        ),
+        ArraySpec(
+            "hidden_states",
+            "<f2",
+            np.nan,
+            "hidden states of each recorded layer, pooled over the example's tokens; index 0 of all layers is the "
+            "output of the embeddings; values beyond the range of float16 are saturated; NaN where not seen",
+            leading=("layer",),
+            trailing=("hidden",),
+        ),
+        ArraySpec(
+            "step",
+            "<i8",
+            -1,
+            "optimizer steps completed when the example was seen; -1 where it was not seen",
+        ),
+        ArraySpec(
+            "visits",
+            "<i4",
+            0,
+            "how often the example was seen in this pass; the other arrays hold the first of these visits",
+        ),
+        ArraySpec(
+            "labels",
+            "<i8",
+            -1,
+            "gold class as it stood in the batch, recorded where the dataset has no label column; -1 where unknown",
+        ),
+        ArraySpec(
+            "targets",
+            "<f4",
+            np.nan,
+            "gold values of a multi-label or regression example as they stood in the batch, recorded where the "
+            "dataset has no label column; NaN where unknown",
+            trailing=("class",),
+        ),
+        ArraySpec(
+            "length",
+            "<i4",
+            -1,
+            "tokens of the example that are not padding, recorded where the dataset has no token ids; -1 where unknown",
+        ),
+    )
+}
+
+EXAMPLE_ID = ArraySpec("example", "<i8", -1, "id of the example that each row of the segment belongs to")
+
+
+def pass_name(index: int) -> str:
+    """Name of one pass (an epoch, or one evaluation), as groups are named: ``p0003``."""
+    return f"p{index:04d}"
+
+
+def rank_name(attempt: int, rank: int) -> str:
+    """Name of what one process wrote in one attempt: ``a0000_r0000``."""
+    return f"a{attempt:04d}_r{rank:04d}"
+
+
+def group_metadata(attributes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The ``zarr.json`` of a group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes or {}}
+
+
+def array_metadata(
+    *,
+    shape: tuple[int, ...],
+    shard_shape: tuple[int, ...],
+    chunk_shape: tuple[int, ...],
+    dtype: str,
+    fill: float | int,
+    dims: tuple[str, ...],
+    attributes: dict[str, Any],
+    codecs: tuple[dict[str, Any], ...] = (),
+) -> dict[str, Any]:
+    """The ``zarr.json`` of an array of whole ``sharding_indexed`` shards.
+
+    ``codecs`` are the bytes-to-bytes codecs of each inner chunk; none means that a chunk is its plain
+    little-endian bytes.
+    """
+    little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": np.dtype(dtype).name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard_shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "NaN" if isinstance(fill, float) and np.isnan(fill) else fill,
+        "codecs": [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": list(chunk_shape),
+                    "codecs": [little_endian, *codecs],
+                    "index_codecs": [little_endian, {"name": "crc32c"}],
+                    "index_location": "end",
+                },
+            }
+        ],
+        "dimension_names": list(dims),
+        "attributes": attributes,
+        "storage_transformers": [],
+    }
+
+
+def write_metadata(node: Path, metadata: dict[str, Any]) -> None:
+    """Create ``node`` if need be and put ``metadata`` there as its ``zarr.json``, whole or not at all."""
+    node.mkdir(parents=True, exist_ok=True)
+    partial = node / f"zarr.json.{os.getpid()}.partial"
+    partial.write_text(json.dumps(metadata, indent=1))
+    partial.replace(node / "zarr.json")
+
+
+def read_metadata(node: Path) -> dict[str, Any]:
+    """The ``zarr.json`` of ``node``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such node.
+    StoreError
+        If what is there is not JSON.
+    """
+    text = (node / "zarr.json").read_text()
+    try:
+        metadata: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise StoreError(f"{node / 'zarr.json'} is not JSON ({error}); the run is damaged there.") from error
+    return metadata
+
+
+def node_exists(node: Path) -> bool:
+    """Whether a Zarr group or array stands at ``node``."""
+    return (node / "zarr.json").is_file()
+
+
+def run_attributes(path: Path) -> dict[str, Any]:
+    """What the root of the run at ``path`` says of itself.
+
+    Raises
+    ------
+    StoreError
+        If nothing is there, if it is no t3vis run, or if its format is newer than this version of t3vis reads.
+    """
+    try:
+        attributes: dict[str, Any] = read_metadata(path).get("attributes", {})
+    except (FileNotFoundError, NotADirectoryError):
+        found = "nothing" if not path.exists() else "no zarr.json"
+        raise StoreError(
+            f"expected a t3vis run at {path}, found {found}; "
+            f"check the path that was given to RecorderCallback (it usually ends in .zarr)."
+        ) from None
+    own = attributes.get("t3vis")
+    if not isinstance(own, dict) or own.get("format") != FORMAT:
+        raise StoreError(f"{path} is a Zarr group, but not a t3vis run; open it with zarr instead.")
+    version = own.get("version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise StoreError(
+            f"{path} is a run of format version {version}, this t3vis reads up to {FORMAT_VERSION}; upgrade t3vis."
+        )
+    return attributes

@@ -1,0 +1,117 @@
+"""Arrival order becomes example order: segments are merged into the sealed arrays and the pass is committed.
+
+Runs as a subprocess of the trainer, ``python -m t3vis.store.seal RUN SPLIT:PASS...``, at low priority, because a
+thread would slow the training step. It imports neither torch nor zarr and holds about one layer in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t3vis.store import schema, segments
+from t3vis.store.layout import row_layout
+from t3vis.store.shard import write_rows
+
+
+def seal_pass(run: Path, split_name: str, index: int) -> dict[str, Any]:
+    """Merge the segments of one pass into the sealed arrays and commit it.
+
+    Returns
+    -------
+    The manifest, which is also the attributes of the commit group: coverage, steps, and what the writer said of the
+    pass. A pass that is committed already is left as it is.
+    """
+    split = run / split_name
+    commit = split / "commits" / schema.pass_name(index)
+    if schema.node_exists(commit):
+        manifest: dict[str, Any] = schema.read_metadata(commit)["attributes"]
+        return manifest
+    split_metadata = schema.read_metadata(split)
+    attributes = split_metadata["attributes"]
+    kind: schema.SplitKind = attributes["kind"]
+    found = segments.list_segments(split, index)
+    merged = segments.merge(found, segments.start_steps(run), attributes["n_examples"], kind)
+    for name, row_shape in merged.arrays().items():
+        _seal_array(split, kind, index, merged, name, row_shape, attributes)
+    manifest = {"pass": index, **_said_by_writer(found), **merged.coverage()}
+    schema.write_metadata(commit, schema.group_metadata(manifest))
+    return manifest
+
+
+def _seal_array(
+    split: Path,
+    kind: schema.SplitKind,
+    index: int,
+    merged: segments.Merge,
+    name: str,
+    row_shape: tuple[int, ...],
+    attributes: dict[str, Any],
+) -> None:
+    """Write one array of the pass, layer by layer, then let its shape cover it."""
+    spec = schema.PASS_ARRAYS[name]
+    n_leading = len(spec.leading)
+    leading, trailing = row_shape[:n_leading], row_shape[n_leading:]
+    row_bytes = np.dtype(spec.dtype).itemsize * int(np.prod(trailing, dtype=np.int64))
+    layout = row_layout(row_bytes, attributes["n_examples"])
+    array = split / name
+    shutil.rmtree(array / "c" / str(index), ignore_errors=True)  # a truncated shard would spoil its own rewrite
+    ones = (1,) * (1 + n_leading)
+    metadata = schema.array_metadata(
+        shape=(index, *leading, merged.n_examples, *trailing),
+        shard_shape=(*ones, layout.shard_rows, *trailing),
+        chunk_shape=(*ones, layout.chunk_rows, *trailing),
+        dtype=spec.dtype,
+        fill=spec.fill,
+        dims=spec.dims(kind),
+        attributes={
+            "description": spec.meaning,
+            "mode": attributes["mode"],
+            **attributes["arrays"].get(name, {}),
+        },
+    )
+    if not schema.node_exists(array):
+        schema.write_metadata(array, metadata)  # before the shards, so that no reader finds a directory without it
+    for layer in range(leading[0] if leading else 1):
+        rows = merged.gather(name, trailing, layer)
+        write_rows(array, (index, layer) if leading else (index,), rows, layout, spec.fill)
+    covered = (index + 1, *metadata["shape"][1:])
+    metadata["shape"] = list(map(max, covered, schema.read_metadata(array)["shape"]))
+    schema.write_metadata(array, metadata)
+
+
+def _said_by_writer(found: list[segments.Segment]) -> dict[str, Any]:
+    """What the segments say of the pass as a whole, such as the epoch at which an evaluation was made."""
+    said: dict[str, Any] = {}
+    for segment in found:
+        said |= segment.attributes.get("of_pass", {})
+    return said
+
+
+def remove_sealed_segments(run: Path, split_name: str, *, before: int | None = None) -> None:
+    """Delete the segments of committed passes; ``before`` keeps those of that pass and later ones."""
+    split = run / split_name
+    for index in segments.unsealed_passes(split):
+        committed = schema.node_exists(split / "commits" / schema.pass_name(index))
+        if committed and (before is None or index < before):
+            segments.remove_segments(split, index)
+
+
+def main(arguments: list[str]) -> None:
+    """Seal the passes named on the command line, and remove the segments of those sealed before them."""
+    if hasattr(os, "nice"):
+        os.nice(10)
+    run = Path(arguments[0])
+    for argument in arguments[1:]:
+        split_name, _, index = argument.rpartition(":")
+        seal_pass(run, split_name, int(index))
+        remove_sealed_segments(run, split_name, before=int(index))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

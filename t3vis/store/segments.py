@@ -1,0 +1,269 @@
+"""Rows in order of arrival: written by one process, merged into order of example by whoever reads or seals them.
+
+A segment is a Zarr group ``<split>/segments/<attempt and rank>/<pass>_<sequence>`` with one array for each thing
+recorded and ``example``, the ids of its rows, written last: a segment counts from the moment that shard is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t3vis.errors import StoreError
+from t3vis.store import schema
+from t3vis.store.shard import Buffer, ShardFile, as_bytes, shard_path, write_shard
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A committed segment: where it lies, and what its attributes and arrays say."""
+
+    path: Path
+    attempt: int
+    rank: int
+    sequence: int
+    n_rows: int
+    attributes: dict[str, Any]
+
+    def array_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one of its arrays.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the segment has no such array, or has been sealed and removed.
+        """
+        return tuple(schema.read_metadata(self.path / name)["shape"])
+
+    def read(self, spec: schema.ArraySpec, leading: int = 0) -> NDArray[Any]:
+        """Rows of one array, shape (n_rows, *trailing); ``leading`` chooses the layer where there are layers."""
+        shape = self.array_shape(spec.name)
+        n_leading = len(spec.leading)
+        trailing = shape[n_leading + 1 :]
+        rows = np.empty((self.n_rows, *trailing), spec.dtype)
+        path = shard_path(self.path / spec.name, (0,) * n_leading, 0, len(trailing))
+        with ShardFile(path, shape[0] if n_leading else 1) as shard:
+            span = shard.chunk_span(leading)
+            if span is None or span[1] != rows.nbytes:
+                raise StoreError(
+                    f"{shard.path} holds {0 if span is None else span[1]} bytes for {self.n_rows} rows of "
+                    f"{spec.name}, expected {rows.nbytes}; the segment is damaged."
+                )
+            shard.read_into(rows, span[0])
+        return rows
+
+
+def write_segment(path: Path, rows: Mapping[str, NDArray[Any]], attributes: dict[str, Any]) -> None:
+    """Write one segment; it exists for readers once ``example`` is there.
+
+    Parameters
+    ----------
+    rows
+        ``example`` and any of the arrays of a pass, each in the dimensions of a segment.
+    """
+    schema.write_metadata(path, schema.group_metadata(attributes))
+    for name in sorted(rows, key=lambda name: name == schema.EXAMPLE_ID.name):
+        spec = schema.EXAMPLE_ID if name == schema.EXAMPLE_ID.name else schema.PASS_ARRAYS[name]
+        array = np.ascontiguousarray(rows[name], spec.dtype)
+        layers = array if spec.leading else array[None]
+        chunk_shape = (1, *array.shape[1:]) if spec.leading else array.shape
+        metadata = schema.array_metadata(
+            shape=array.shape,
+            shard_shape=array.shape,
+            chunk_shape=chunk_shape,
+            dtype=spec.dtype,
+            fill=spec.fill,
+            dims=spec.segment_dims(),
+            attributes={"description": spec.meaning},
+        )
+        chunks: list[Buffer | None] = [as_bytes(layer) for layer in layers]
+        schema.write_metadata(path / name, metadata)
+        write_shard(_shard_of(path, spec, array.ndim), chunks)
+
+
+def _shard_of(segment: Path, spec: schema.ArraySpec, ndim: int) -> Path:
+    n_leading = len(spec.leading)
+    return shard_path(segment / spec.name, (0,) * n_leading, 0, ndim - n_leading - 1)
+
+
+def list_segments(split: Path, index: int) -> list[Segment]:
+    """Committed segments of one pass, by attempt, rank and sequence."""
+    found = []
+    for path in split.glob(f"segments/*/{schema.pass_name(index)}_*"):
+        try:
+            if not _shard_of(path, schema.EXAMPLE_ID, 1).is_file():
+                continue
+            attributes = schema.read_metadata(path)["attributes"]
+        except FileNotFoundError:
+            continue  # sealed and removed since the directory was listed
+        found.append(
+            Segment(
+                path=path,
+                attempt=attributes["attempt"],
+                rank=attributes["rank"],
+                sequence=attributes["sequence"],
+                n_rows=attributes["n_rows"],
+                attributes=attributes,
+            )
+        )
+    return sorted(found, key=lambda segment: (segment.attempt, segment.rank, segment.sequence))
+
+
+def unsealed_passes(split: Path) -> list[int]:
+    """Numbers of the passes that have segments, in increasing order."""
+    names = {path.name.split("_")[0] for path in split.glob("segments/*/p*_*")}
+    return sorted(int(name[1:]) for name in names)
+
+
+def remove_segments(split: Path, index: int) -> None:
+    """Delete all segments of one pass; each one's ``example`` shard first, so that none is ever seen in part."""
+    for path in split.glob(f"segments/*/{schema.pass_name(index)}_*"):
+        _shard_of(path, schema.EXAMPLE_ID, 1).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Which row of which segment becomes which example's row of a pass.
+
+    ``kept[i]`` are the rows of ``segments[i]`` that count and ``targets[i]`` their examples. ``visits`` has shape
+    (n_examples,): how often each was seen.
+    """
+
+    segments: tuple[Segment, ...]
+    kept: tuple[NDArray[np.int64], ...]
+    targets: tuple[NDArray[np.int64], ...]
+    visits: NDArray[np.int32]
+    first_step: int
+    last_step: int
+
+    @property
+    def n_examples(self) -> int:
+        """Examples of the split, seen or not."""
+        return len(self.visits)
+
+    def coverage(self) -> dict[str, int]:
+        """How many examples were seen, seen more than once, and never seen in this pass."""
+        n_seen = int(np.count_nonzero(self.visits))
+        return {
+            "n_examples": self.n_examples,
+            "n_seen": n_seen,
+            "n_repeated": int(np.count_nonzero(self.visits > 1)),
+            "n_never": self.n_examples - n_seen,
+            "first_step": self.first_step,
+            "last_step": self.last_step,
+        }
+
+    def arrays(self) -> dict[str, tuple[int, ...]]:
+        """Arrays of the pass and the sizes of a row: leading sizes, then trailing sizes."""
+        shapes: dict[str, tuple[int, ...]] = {"visits": ()}
+        for segment in self.segments:
+            for name, spec in schema.PASS_ARRAYS.items():
+                if name in shapes or not schema.node_exists(segment.path / name):
+                    continue
+                shape = segment.array_shape(name)
+                shapes[name] = shape[: len(spec.leading)] + shape[len(spec.leading) + 1 :]
+        return shapes
+
+    def gather(self, name: str, trailing: tuple[int, ...], layer: int = 0) -> NDArray[Any]:
+        """One array (one layer of it) in order of example, shape (n_examples, *trailing)."""
+        spec = schema.PASS_ARRAYS[name]
+        if name == "visits":
+            return self.visits
+        out = np.full((self.n_examples, *trailing), spec.fill, spec.dtype)
+        for segment, kept, targets in zip(self.segments, self.kept, self.targets, strict=True):
+            if len(kept) and schema.node_exists(segment.path / name):
+                out[targets] = segment.read(spec, layer)[kept]
+        return out
+
+
+def merge(
+    segments: Sequence[Segment],
+    start_steps: Mapping[int, int],
+    n_examples: int | None,
+    kind: schema.SplitKind,
+) -> Merge:
+    """Decide which rows count.
+
+    Rows of an attempt that a later attempt trained again (their step is not below the step it started from) are
+    superseded. Of what remains, the first visit of each example counts and all are counted.
+
+    Parameters
+    ----------
+    start_steps
+        Optimizer step that each attempt started from.
+    n_examples
+        Size of the split; ``None`` where only the ids seen can tell.
+    kind
+        An evaluation is superseded as a whole, before it is merged; only training rows are sifted here.
+    """
+    ids = [segment.read(schema.EXAMPLE_ID) for segment in segments]
+    steps = [segment.read(schema.PASS_ARRAYS["step"]) for segment in segments]
+    visits = [_visits_of(segment) for segment in segments]
+    limits = [_superseded_from(segment.attempt, start_steps) for segment in segments]
+    if kind == "eval":
+        limits = [np.iinfo(np.int64).max] * len(segments)
+    source = np.repeat(np.arange(len(segments)), [len(part) for part in ids])
+    row = _concatenate([np.arange(len(part)) for part in ids])
+    example, step, count = _concatenate(ids), _concatenate(steps), _concatenate(visits)
+    attempt = np.repeat([segment.attempt for segment in segments], [len(part) for part in ids]).astype(np.int64)
+    valid = step < np.repeat(np.asarray(limits, np.int64), [len(part) for part in ids])
+    order = np.flatnonzero(valid)
+    order = order[np.lexsort((step[order], attempt[order]))]  # stable: arrival decides among equals
+    size = n_examples if n_examples is not None else int(example.max(initial=-1)) + 1
+    total = np.bincount(example[order], weights=count[order], minlength=size).astype(np.int32)
+    _, first = np.unique(example[order], return_index=True)
+    chosen = order[first]
+    return Merge(
+        segments=tuple(segments),
+        kept=tuple(row[chosen[source[chosen] == i]] for i in range(len(segments))),
+        targets=tuple(example[chosen[source[chosen] == i]] for i in range(len(segments))),
+        visits=total,
+        first_step=int(step[order].min()) if len(order) else -1,
+        last_step=int(step[order].max(initial=-1)),
+    )
+
+
+def _concatenate(parts: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
+
+
+def _visits_of(segment: Segment) -> NDArray[np.int64]:
+    """How many visits each row stands for: one, unless the segment says more."""
+    spec = schema.PASS_ARRAYS["visits"]
+    if schema.node_exists(segment.path / spec.name):
+        return segment.read(spec).astype(np.int64)
+    return np.ones(segment.n_rows, np.int64)
+
+
+def _superseded_from(attempt: int, start_steps: Mapping[int, int]) -> int:
+    """First step of ``attempt`` that a later attempt took again."""
+    later = [step for other, step in start_steps.items() if other > attempt]
+    return min(later, default=np.iinfo(np.int64).max)
+
+
+def start_steps(run: Path) -> dict[int, int]:
+    """Optimizer step that each attempt of the run started to train from; attempts that only evaluate have none."""
+    known = ((attributes["attempt"], attributes["start_step"]) for attributes in attempts(run))
+    return {attempt: step for attempt, step in known if step is not None}
+
+
+def attempts(run: Path) -> list[dict[str, Any]]:
+    """What each process of each attempt says of itself, in order."""
+    return [schema.read_metadata(path)["attributes"] for path in sorted((run / "attempts").glob("a*_r*"))]
+
+
+def split_names(path: Path) -> list[str]:
+    """Names of the splits of a run, ``train`` first."""
+    found = [
+        node.parent.name
+        for node in path.glob("*/zarr.json")
+        if "kind" in schema.read_metadata(node.parent).get("attributes", {})
+    ]
+    return sorted(found, key=lambda name: (name != "train", name))
