@@ -30,50 +30,52 @@ def calling_trainer(callback: TrainerCallback) -> Trainer | None:
 class Attachment:
     """Methods of one Trainer, wrapped on that instance only, until ``release``.
 
-    A wrapper is called as ``wrapper(original, *args, **kwargs)``; once the callback has been removed from the
-    Trainer, the original is called alone.
+    A wrapper is called as ``wrapper(original, *args, **kwargs)``.
 
     Raises
     ------
     ConfigurationError
-        If another recorder has wrapped methods of this Trainer.
+        If another recorder has wrapped methods of this Trainer and is still among its callbacks.
     """
 
     def __init__(self, trainer: Trainer, callback: TrainerCallback, wrappers: dict[str, Callable[..., Any]]) -> None:
-        if any(hasattr(method, _OWNER) for method in vars(trainer).values()):
-            raise ConfigurationError(
-                "this Trainer has a RecorderCallback already; give it one only, or detach() the first."
-            )
+        for owner in {getattr(method, _OWNER) for method in vars(trainer).values() if hasattr(method, _OWNER)}:
+            if owner.is_active:
+                raise ConfigurationError(
+                    "this Trainer has a RecorderCallback already; give it one only, or detach() the first."
+                )
+            owner.release()
         self.trainer = trainer
         self._callback = callback
+        self._released = False
+        self._wrapped: dict[str, Callable[..., Any]] = {}
         self._replaced: dict[str, Any] = {}
         for name, wrapper in wrappers.items():
             self._wrap(name, wrapper)
 
+    @property
+    def is_active(self) -> bool:
+        """Whether the callback is (still) among those of the Trainer."""
+        return not self._released and self._callback in self.trainer.callback_handler.callbacks
+
     def release(self) -> None:
-        """Put the original methods back, save where somebody else has wrapped them since."""
+        """Put the original methods back; one that somebody else has wrapped since only calls the original."""
+        self._released = True
         for name, replaced in self._replaced.items():
-            if getattr(vars(self.trainer).get(name), _OWNER, None) is not self:
+            if vars(self.trainer).get(name) is not self._wrapped[name]:
                 continue
             if replaced is None:
                 delattr(self.trainer, name)
             else:
                 setattr(self.trainer, name, replaced)
-        self._callback = _Nobody()
 
     def _wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
         original = getattr(self.trainer, name)
-        self._replaced[name] = vars(self.trainer).get(name)
 
         @functools.wraps(original)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if self._callback not in self.trainer.callback_handler.callbacks:
-                return original(*args, **kwargs)
-            return wrapper(original, *args, **kwargs)
+            return original(*args, **kwargs) if self._released else wrapper(original, *args, **kwargs)
 
         setattr(wrapped, _OWNER, self)
+        self._replaced[name], self._wrapped[name] = vars(self.trainer).get(name), wrapped
         setattr(self.trainer, name, wrapped)
-
-
-class _Nobody(TrainerCallback):
-    """Stands in no Trainer's list of callbacks."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.utils import output_capturing
 
+from t3vis.callbacks.example_ids import IDS_KEY
 from t3vis.callbacks.tasks import Task, sequence_task, unreduced_loss
 from t3vis.errors import ConfigurationError
 
@@ -67,7 +68,8 @@ class Capture:
         self._armed: Batch | None = None
         self._hooks_before = {number for module in model.modules() for number in module._forward_hooks}
         self._capturing_before = [module for module in model.modules() if _CAPTURING in vars(module)]
-        ask = hidden_states and accepts_output_hidden_states(model)
+        wanted = ["return_dict", *(["output_hidden_states"] if hidden_states else [])]
+        wanted = [name for name in wanted if accepts(model, name)]
         added: list[str] = []  # keyword arguments that this call was given by the first hook
 
         def due(module: nn.Module) -> Batch | None:
@@ -77,16 +79,9 @@ class Capture:
             return batch
 
         def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-            added.clear()
-            if due(module) is None or not ask:
-                return None
-            if not kwargs.get("output_hidden_states"):
-                added.append("output_hidden_states")
-                kwargs = {**kwargs, "output_hidden_states": True}
-            if kwargs.get("return_dict") is False or not returns_dict(module, kwargs):
-                added.append("return_dict")
-                kwargs = {**kwargs, "return_dict": True}
-            return args, kwargs
+            kwargs = {name: value for name, value in kwargs.items() if name != IDS_KEY}
+            added[:] = [] if due(module) is None else [name for name in wanted if not is_asked(module, name, kwargs)]
+            return args, kwargs | dict.fromkeys(added, True)
 
         def after(module: nn.Module, _args: Any, outputs: Any) -> Any:
             batch = due(module)
@@ -94,7 +89,7 @@ class Capture:
                 return None
             self._armed = None
             receive(batch, outputs)
-            return without_hidden_states(outputs, added) if added else None
+            return without_added(outputs, added) if isinstance(outputs, Mapping) else None
 
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(before, with_kwargs=True),
@@ -127,30 +122,29 @@ class Capture:
                 vars(module).pop(_CAPTURING, None)
 
 
-def accepts_output_hidden_states(model: Any) -> bool:
-    """Whether the model's forward can be asked for hidden states, as those of transformers can."""
+def accepts(model: Any, name: str) -> bool:
+    """Whether the model's forward takes this keyword: by name, or, where it takes any, as its config knows it."""
     parameters = inspect.signature(model.forward).parameters
-    named = "output_hidden_states" in parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return hasattr(model, "config") and (named or anything)
+    return name in parameters or (anything and hasattr(getattr(model, "config", None), name))
 
 
-def returns_dict(model: nn.Module, kwargs: Mapping[str, Any]) -> bool:
-    """Whether this call returns a ``ModelOutput`` rather than a tuple."""
-    wanted = kwargs.get("return_dict")
-    if wanted is None:
-        wanted = getattr(getattr(model, "config", None), "return_dict", True)
-    return bool(wanted)
+def is_asked(model: nn.Module, name: str, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call with these keywords asks for ``output_hidden_states``, or for ``return_dict``, of its own."""
+    given = kwargs.get(name)
+    if given is None:
+        given = getattr(getattr(model, "config", None), name, name == "return_dict")
+    return bool(given)
 
 
-def without_hidden_states(outputs: Any, added: Sequence[str]) -> Any:
-    """The outputs as they would have been, had hidden states (and a dictionary) not been asked for."""
+def without_added(outputs: Mapping[str, Any], added: Sequence[str]) -> Any:
+    """The outputs as they would have been, had nothing been ``added`` to the keywords of the call."""
     kept = dict(outputs)
     if "output_hidden_states" in added:
         kept = {key: value for key, value in kept.items() if not key.endswith("hidden_states")}
     if "return_dict" in added:
         return tuple(value for value in kept.values() if value is not None)
-    return type(outputs)(**kept)
+    return type(outputs)(**kept) if added else outputs
 
 
 @torch.no_grad()
@@ -196,7 +190,8 @@ def captured(
     states, layers = outputs.get("hidden_states") or outputs.get("encoder_hidden_states"), None
     if hidden_states is not None and states:
         layers = chosen_layers(hidden_states, len(states))
-        rows["hidden_states"] = _host(pooled([states[layer] for layer in layers], batch.mask, pooling))
+        with torch.autocast(logits.device.type, enabled=False):  # the mean over tokens is taken in float32
+            rows["hidden_states"] = _host(pooled([states[layer] for layer in layers], batch.mask, pooling))
     return Captured(rows, task, layers)
 
 

@@ -6,16 +6,20 @@ carries one int64 tensor of them. Whatever reorders, shards, skips or prefetches
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
 from t3vis.errors import ConfigurationError
 
 IDS_KEY = "t3vis_example_ids"
 MAX_ID = 2**31 - 1
+NOT_A_NUMBER = -(2**63)  # travels in place of an id that is none, and is refused when the rows are recorded
 
 
 class IdDataset:
@@ -74,28 +78,44 @@ class IdCollator:
         return batch
 
 
+def check_identity(dataset: Any, id_column: str | None) -> None:
+    """Make sure that the examples of a dataset can be told apart.
+
+    Raises
+    ------
+    ConfigurationError
+        If the dataset is iterable and no ``id_column`` numbers its examples.
+    """
+    if isinstance(dataset, IterableDataset) and id_column is None:
+        raise ConfigurationError(
+            "an IterableDataset has no row numbers to know its examples by; add a column of ids 0, 1, 2, ... "
+            "(dataset.map(lambda row, i: {'id': i}, with_indices=True)) and name it: "
+            "RecorderCallback(..., id_column='id')."
+        )
+
+
 def instrument(loader: Any, id_column: str | None) -> Any:
     """Let every batch of a (prepared) loader carry the ids of its examples; the loader itself is returned.
 
     Raises
     ------
     ConfigurationError
-        If the dataset is iterable and no ``id_column`` says how its examples are told apart.
+        If its examples cannot be told apart; see ``check_identity``.
     """
-    base: DataLoader[Any] = getattr(loader, "base_dataloader", loader)
-    if isinstance(base.collate_fn, IdCollator):
+    if is_instrumented(loader):
         return loader
+    base: DataLoader[Any] = getattr(loader, "base_dataloader", loader)
+    check_identity(base.dataset, id_column)
     iterable = isinstance(base.dataset, IterableDataset)
-    if iterable and id_column is None:
-        raise ConfigurationError(
-            "an IterableDataset has no row numbers to know its examples by; add a column of ids 0, 1, 2, ... "
-            "(dataset.map(lambda row, i: {'id': i}, with_indices=True)) and name it: "
-            "RecorderCallback(..., id_column='id')."
-        )
     if not iterable:
         base.__dict__["dataset"] = IdDataset(base.dataset)  # DataLoader.__setattr__ forbids the plain way
     base.collate_fn = IdCollator(base.collate_fn, id_column if iterable else None)
     return loader
+
+
+def is_instrumented(loader: Any) -> bool:
+    """Whether the batches of a (prepared) loader carry ids."""
+    return isinstance(getattr(loader, "base_dataloader", loader).collate_fn, IdCollator)
 
 
 def source_dataset(loader: Any) -> Any:
@@ -109,18 +129,34 @@ def take_ids(batch: Any) -> torch.Tensor | None:
     return batch.pop(IDS_KEY, None) if isinstance(batch, MutableMapping) else None
 
 
-def _column_id(row: Any, column: str) -> int:
-    try:
-        example_id = int(row[column])
-    except (KeyError, TypeError, ValueError) as error:
-        found = f"columns {', '.join(row)}" if isinstance(row, MutableMapping) else f"a {type(row).__name__}"
+def check_ids(ids: NDArray[np.int64], n_examples: int | None) -> None:
+    """Make sure that the ids of a batch are row numbers of the dataset.
+
+    Raises
+    ------
+    ConfigurationError
+        If one is negative, no whole number, or beyond the ``n_examples`` of the dataset (where that is known).
+    """
+    last = MAX_ID if n_examples is None else n_examples - 1
+    wrong = ids[(ids < 0) | (ids > last)]
+    if len(wrong):
+        found = "a value that is no whole number" if wrong[0] == NOT_A_NUMBER else str(wrong[0])
         raise ConfigurationError(
-            f"expected a whole number in the column {column!r} of every example, found {found} ({error!r}); "
-            "name the column of ids with id_column."
-        ) from error
-    if not 0 <= example_id <= MAX_ID:
-        raise ConfigurationError(
-            f"the column {column!r} holds {example_id}; ids are row numbers from 0 on, at most {MAX_ID}: "
-            "number the examples with dataset.map(lambda row, i: {'id': i}, with_indices=True)."
+            f"expected example ids from 0 to {last}, found {found} ({len(wrong)} of {len(ids)} in the batch); "
+            "number the examples with dataset.map(lambda row, i: {'id': i}, with_indices=True) and name that column: "
+            "RecorderCallback(..., id_column='id')."
         )
-    return example_id
+
+
+def _column_id(row: Any, column: str) -> int:
+    if not isinstance(row, Mapping) or column not in row:
+        found = f"the columns {', '.join(row)}" if isinstance(row, Mapping) else f"a {type(row).__name__}"
+        raise ConfigurationError(
+            f"expected every example to have the column {column!r} that id_column names, found {found}; name the "
+            "column that numbers the examples from 0 on."
+        )
+    try:
+        number = operator.index(row[column])
+    except TypeError:
+        return NOT_A_NUMBER
+    return max(min(number, -NOT_A_NUMBER - 1), NOT_A_NUMBER + 1)

@@ -57,29 +57,33 @@ def write_examples(
     target = None if split is None else split / "examples"
     if target is not None and target.exists():
         shutil.rmtree(target)  # left behind by a process that died here: the split does not exist yet
-    if not isinstance(dataset, datasets.Dataset):
-        if text not in ("auto", None):
-            raise ConfigurationError(
-                f"text={list(text or ())} names columns, but the dataset is a {type(dataset).__name__}, which has "
-                "none to read; use a datasets.Dataset, or text=None."
-            )
+    names = text_columns(dataset, text)
+    if not is_readable(dataset):
         size = len(dataset) if hasattr(dataset, "__len__") else None
         return hashlib.blake2b(f"{type(dataset).__name__} {size}".encode(), digest_size=16).hexdigest()
     writer = ExamplesWriter(target, len(dataset))
-    for columns in read_columns(dataset, label_names=label_names, text=text, processor=processor):
+    decode = text == "auto" and not names
+    for columns in read_columns(dataset, label_names, names, processor if decode else None):
         writer.add(columns)
     return f"{writer.close()}-{len(dataset)}"
 
 
+def is_readable(dataset: Any) -> bool:
+    """Whether the examples can be had column by column, without running the user's own code."""
+    return isinstance(dataset, datasets.Dataset)
+
+
 def read_columns(
-    dataset: datasets.Dataset, *, label_names: Sequence[str], text: TextColumns, processor: Any
+    dataset: datasets.Dataset, label_names: Sequence[str], texts: Sequence[str], decoder: Any
 ) -> Iterator[Columns]:
-    """The examples as batches of columns, in order; formats and transforms of the dataset are passed by."""
+    """The examples as batches of columns, in order; formats and transforms of the dataset are passed by.
+
+    A ``decoder``, if it is a tokenizer, turns token ids into one more column of text.
+    """
     plain = dataset.with_format("arrow")
     label = label_column(dataset, label_names)
-    texts = text_columns(dataset, text)
     has_ids = "input_ids" in dataset.column_names and _is_list(plain[:1].column("input_ids").type)
-    decode = getattr(processor, "batch_decode", None) if has_ids and not texts and text == "auto" else None
+    decode = getattr(decoder, "batch_decode", None) if has_ids else None
     for start in range(0, len(dataset), BATCH_ROWS):
         table: pa.Table = plain[start : start + BATCH_ROWS]
         labels, targets = _labels(table, label)
@@ -97,29 +101,30 @@ def label_column(dataset: Any, label_names: Sequence[str]) -> str | None:
     return next((name for name in (*label_names, "labels", "label", "label_ids") if name in names), None)
 
 
-def text_columns(dataset: datasets.Dataset, text: TextColumns) -> list[str]:
+def text_columns(dataset: Any, text: TextColumns) -> list[str]:
     """Names of the columns of text to keep.
 
     Raises
     ------
     ConfigurationError
-        If one was named that is not there.
+        If one was named that is not there to read.
     """
-    if text is None:
-        return []
-    if text != "auto":
-        absent = [name for name in text if name not in dataset.column_names]
-        if absent:
-            raise ConfigurationError(
-                f"text names {absent}, but the dataset has the columns {dataset.column_names}; name text columns "
-                "that the dataset given to the Trainer still has, or leave text='auto'."
-            )
-        return list(text)
-    return [
+    features = dataset.features if is_readable(dataset) else {}
+    found = [
         name
-        for name, feature in dataset.features.items()
+        for name, feature in features.items()
         if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
     ]
+    if text == "auto":
+        return found
+    absent = [name for name in text or () if name not in found]
+    if absent:
+        has = f"has the text columns {found}" if features else f"is a {type(dataset).__name__} without any to read"
+        raise ConfigurationError(
+            f"text names {absent}, but the dataset {has}; name text columns that the datasets.Dataset given to the "
+            "Trainer has, or leave text='auto'."
+        )
+    return list(text or ())
 
 
 def class_names(dataset: Any, label_names: Sequence[str], config: Any) -> list[str] | None:

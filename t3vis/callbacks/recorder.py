@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import IntervalStrategy, has_length
 
 from t3vis.callbacks.attachment import Attachment, calling_trainer
 from t3vis.callbacks.capture import Batch, Capture, Layers, Pooling
-from t3vis.callbacks.example_ids import instrument, source_dataset, take_ids
+from t3vis.callbacks.example_ids import check_identity, instrument, is_instrumented, source_dataset, take_ids
 from t3vis.callbacks.examples import TextColumns
-from t3vis.callbacks.session import Session, Settings
+from t3vis.callbacks.session import Session
+from t3vis.callbacks.settings import Settings
 from t3vis.errors import ConfigurationError, RecordingError
+
+_DATASET = "_t3vis_dataset"  # on an evaluation loader: the dataset as the user gave it
 
 
 class RecorderCallback(TrainerCallback):
@@ -74,15 +77,15 @@ class RecorderCallback(TrainerCallback):
         overwrite: bool = False,
     ) -> None:
         self.path = Path(path)
-        self._settings = Settings(hidden_states, pooling, text, id_column, on_error)
-        self._resume = resume
-        self._overwrite = overwrite
-        self._check_settings()
+        self._first_path = self.path
+        self._settings = Settings(hidden_states, pooling, text, id_column, on_error, resume, overwrite)
         self._attachment: Attachment | None = None
         self._capture: Capture | None = None
         self._session: Session | None = None
-        self._training = False
+        self._began = False  # whether what is at the path was begun, or gone on with, by this recorder
         self._has_trained = False
+        self._training = False
+        self._detaching = False  # stopped, but ids are still to be taken out of the batches of this training
         self._epoch = -1
 
     def attach(self, trainer: Trainer) -> None:
@@ -101,7 +104,6 @@ class RecorderCallback(TrainerCallback):
         self.detach()
         wrappers: dict[str, Callable[..., Any]] = {
             "train": self._around_train,
-            "get_train_dataloader": self._around_get_train_dataloader,
             "get_eval_dataloader": self._around_get_eval_dataloader,
             "get_test_dataloader": self._around_get_eval_dataloader,
             "evaluation_loop": self._around_evaluation_loop,
@@ -111,11 +113,15 @@ class RecorderCallback(TrainerCallback):
         self._attachment = Attachment(trainer, self, wrappers)
 
     def detach(self) -> None:
-        """Put everything on disk, and leave the Trainer and its model as they were."""
+        """Put everything on disk, and leave the Trainer and its model as they were.
+
+        During a training this stops the recording at once; the Trainer's methods are its own again when it ends.
+        """
+        self._detaching = self._training
         self._stop()
-        if self._attachment is not None:
-            self._attachment.release()
-        self._attachment = self._session = None
+        self._session = None
+        if not self._detaching:
+            self._release()
 
     # Events of the Trainer
 
@@ -129,16 +135,12 @@ class RecorderCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check the configuration, open the store, and find out which epoch comes first."""
-        if self._attachment is None:
-            self.on_init_end(args, state, control)
-        if args.n_gpu > 1:
-            raise ConfigurationError(
-                f"torch.nn.DataParallel over {args.n_gpu} GPUs cannot be recorded: it copies the model for every "
-                "step; launch with torchrun (one process per GPU), or set CUDA_VISIBLE_DEVICES to one."
-            )
+        self.on_init_end(args, state, control)  # a callback added later, or given to two Trainers
         loader = instrument(kwargs["train_dataloader"], self._settings.id_column)
-        self._session = self._open_session(state.global_step)
-        self._session.add_train_split(_raw_dataset(loader, self._trainer.train_dataset))
+        self._check_evaluation_sets(args)
+        own = getattr(self._trainer.get_train_dataloader, "__func__", None) is not Trainer.get_train_dataloader
+        dataset = source_dataset(loader) if own else self._trainer.train_dataset
+        self._session = self._open_session(state.global_step, dataset)
         n_batches = len(loader) if has_length(loader) else state.max_steps * args.gradient_accumulation_steps
         steps_per_epoch = max(-(-n_batches // args.gradient_accumulation_steps), 1)
         self._epoch = state.global_step // steps_per_epoch - 1
@@ -148,24 +150,27 @@ class RecorderCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin the next pass over the training set."""
-        self._epoch += 1
-        self._open.begin_epoch(self._epoch)
+        if self._session is not None and self._training:
+            self._epoch += 1
+            self._session.begin_epoch(self._epoch)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the epoch on disk and have it sealed."""
-        self._open.end_epoch(self._epoch)
+        if self._session is not None and self._training:
+            self._session.end_epoch()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Flush: what a checkpoint knows, the store knows."""
-        self._open.flush()
+        if self._session is not None:
+            self._session.flush()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Seal what is left and take the hooks off the model; evaluations that follow are still recorded."""
-        self._stop()
+        self._end_training()
 
     # Methods of the Trainer
 
@@ -173,30 +178,31 @@ class RecorderCallback(TrainerCallback):
         try:
             return original(*args, **kwargs)
         finally:
-            if self._training:  # an exception or Ctrl-C: there was no on_train_end
-                self._stop()
-
-    def _around_get_train_dataloader(self, original: Callable[..., Any]) -> Any:
-        return instrument(original(), self._settings.id_column)
+            if self._training or self._detaching:  # an exception or Ctrl-C: there was no on_train_end
+                self._end_training()
 
     def _around_get_eval_dataloader(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        loader = instrument(original(*args, **kwargs), self._settings.id_column)
-        given = args[0] if args else next(iter(kwargs.values()), None)
-        sets: Any = self._trainer.eval_dataset
-        named = sets if given is None else sets[given] if isinstance(given, str) else given
-        loader._t3vis_dataset = _raw_dataset(loader, named)
+        """Note on the loader which dataset the user gave; the Trainer takes columns off it."""
+        loader = original(*args, **kwargs)
+        if not hasattr(loader, _DATASET):  # a loader with persistent workers is handed out again and again
+            given = args[0] if args else next(iter(kwargs.values()), None)
+            sets: Any = self._trainer.eval_dataset
+            named = sets if given is None else sets[given] if isinstance(given, str) else given
+            own = getattr(original, "__func__", None) not in (Trainer.get_eval_dataloader, Trainer.get_test_dataloader)
+            setattr(loader, _DATASET, source_dataset(loader) if own else named)
         return loader
 
     def _around_evaluation_loop(
         self, original: Callable[..., Any], dataloader: Any, description: str, *args: Any, **kwargs: Any
     ) -> Any:
+        dataset = getattr(dataloader, _DATASET, None)
+        if dataset is None or not self._is_active or not self._can_tell_apart(dataloader):
+            return original(dataloader, description, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", args[2] if len(args) > 2 else "eval")
-        dataset = getattr(dataloader, "_t3vis_dataset", None)
-        if dataset is not None and self._session is None:
+        if self._session is None:
             self._session = self._open_session(None)
-        evaluation = nullcontext() if dataset is None else self._open.evaluation(prefix, dataset)
         try:
-            with evaluation:
+            with self._session.evaluation(prefix, dataset):
                 return original(dataloader, description, *args, **kwargs)
         finally:
             if not self._training:
@@ -205,39 +211,50 @@ class RecorderCallback(TrainerCallback):
     def _around_training_step(
         self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        return self._around_step(original, model, inputs, args, kwargs, training=True)
+        with self._recorded(inputs, training=True):
+            return original(model, inputs, *args, **kwargs)
 
     def _around_prediction_step(
         self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        return self._around_step(original, model, inputs, args, kwargs, training=False)
-
-    def _around_step(
-        self, original: Callable[..., Any], model: Any, inputs: Any, args: Any, kwargs: Any, *, training: bool
-    ) -> Any:
-        """Take the ids out of the micro-batch, and its forward pass as theirs."""
-        ids = take_ids(inputs)
-        if ids is None or self._session is None:
+        with self._recorded(inputs, training=False):
             return original(model, inputs, *args, **kwargs)
+
+    @contextmanager
+    def _recorded(self, inputs: Any, *, training: bool) -> Iterator[None]:
+        """Take the ids out of a micro-batch, and its forward pass as theirs."""
+        ids, session = take_ids(inputs), self._session
+        opened = session.open_pass(training=training) if session is not None and self._is_active else None
+        if ids is None or session is None or opened is None:
+            yield
+            return
         names = dict.fromkeys((*self._trainer.label_names, "labels"))
         labels = next((inputs[name] for name in names if name in inputs), None)
-        if training and labels is None and not self._session.is_described:
-            raise ConfigurationError(
-                f"the training batches hold no labels: found {', '.join(inputs)}, expected {' or '.join(names)}; "
-                "add a column of labels to the dataset, or name it in TrainingArguments(label_names=[...])."
-            )
-        capture = self._hooked()
-        capture.arm(Batch(ids, labels, inputs.get("attention_mask"), training))
+        batch = Batch(ids, labels, inputs.get("attention_mask"), training)
         try:
-            result = original(model, inputs, *args, **kwargs)
-        finally:
-            taken = capture.disarm()
-        if not taken:
-            error = RecordingError("the model's forward was not called in this step, or not for a gradient")
-            self._session.report(error, len(ids))
-        return result
+            if training and labels is None and session.is_first(opened.split):
+                raise ConfigurationError(
+                    f"the training batches hold no labels: found {', '.join(inputs)}, expected {' or '.join(names)}; "
+                    "add a column of labels to the dataset, or name it in TrainingArguments(label_names=[...])."
+                )
+            capture = self._hooked(session)
+            capture.arm(batch)
+            try:
+                yield
+            finally:
+                taken = capture.disarm()
+            if not taken:
+                error = RecordingError("the model's forward was not called in this step, or not for a gradient")
+                session.lose(batch, error)
+        except ConfigurationError:
+            self._abandon(session)
+            raise
 
     # What is open
+
+    @property
+    def _is_active(self) -> bool:
+        return self._attachment is not None and self._attachment.is_active and not self._detaching
 
     @property
     def _trainer(self) -> Trainer:
@@ -245,19 +262,20 @@ class RecorderCallback(TrainerCallback):
             raise ConfigurationError("the recorder knows no Trainer; call recorder.attach(trainer) first.")
         return self._attachment.trainer
 
-    @property
-    def _open(self) -> Session:
-        if self._session is None:
-            raise ConfigurationError("the recorder has no open run; it records while a Trainer trains or evaluates.")
-        return self._session
-
-    def _open_session(self, start_step: int | None) -> Session:
+    def _open_session(self, start_step: int | None, train_dataset: Any = None) -> Session:
         """A session for a training that starts at ``start_step``, or for evaluations only."""
-        ours = self._session is not None
-        if ours and self._has_trained and start_step == 0:
-            ours = False
-            self.path = _next_path(self.path)
-        elif self._resume and not ours and start_step == 0 and self.path.exists():
+        args, settings = self._trainer.args, self._settings
+        if args.n_gpu > 1:
+            raise ConfigurationError(
+                f"torch.nn.DataParallel over {args.n_gpu} GPUs cannot be recorded: it copies the model for every "
+                "step; launch with torchrun (one process per GPU), or set CUDA_VISIBLE_DEVICES to one."
+            )
+        if self._session is not None:
+            self._session.finish()  # a restart with a smaller batch: nothing may be sealed behind its back
+        self._unhook()
+        if self._has_trained and start_step == 0:
+            self.path, self._began, self._has_trained = _free_path(self._first_path), False, False
+        elif settings.resume and start_step == 0 and not self._training and (self.path / "train").exists():
             raise ConfigurationError(
                 f"resume=True was asked for {self.path}, but training starts at step 0, which would take back all "
                 "that was recorded; call train(resume_from_checkpoint=...), or pass overwrite=True instead."
@@ -265,21 +283,40 @@ class RecorderCallback(TrainerCallback):
         session = Session(
             self._trainer,
             self.path,
-            self._settings,
+            settings,
             start_step=start_step,
-            resume=self._resume or ours,
-            overwrite=self._overwrite and not ours,
+            resume=settings.resume or self._began,
+            overwrite=settings.overwrite and not self._began,
+            train_dataset=train_dataset,
         )
-        self._has_trained = False
+        self._began = True
         return session
 
-    def _hooked(self) -> Capture:
+    def _check_evaluation_sets(self, args: TrainingArguments) -> None:
+        """Refuse before the first step what the first evaluation could not be recorded for."""
+        if args.eval_strategy != IntervalStrategy.NO or args.eval_on_start:
+            sets = self._trainer.eval_dataset
+            for dataset in sets.values() if isinstance(sets, dict) else [sets]:
+                check_identity(dataset, self._settings.id_column)
+
+    def _can_tell_apart(self, loader: Any) -> bool:
+        """Let the batches of an evaluation carry ids; during training, one that cannot is reported, not refused."""
+        try:
+            instrument(loader, self._settings.id_column)
+        except ConfigurationError as error:
+            if self._session is None or not self._training:
+                raise
+            self._session.report(error, "eval", 0)
+            return False
+        return True
+
+    def _hooked(self, session: Session) -> Capture:
         """Hooks on the Trainer's model, made anew when the model is another one."""
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
         if self._capture is None or self._capture.model is not model:
             self._unhook()
             wanted = self._settings.hidden_states is not None
-            self._capture = Capture(model, self._open.take, hidden_states=wanted)
+            self._capture = Capture(model, session.take, hidden_states=wanted)
         return self._capture
 
     def _unhook(self) -> None:
@@ -295,35 +332,28 @@ class RecorderCallback(TrainerCallback):
         if self._session is not None:
             self._session.finish()
 
-    def _check_settings(self) -> None:
-        settings = self._settings
-        layers = settings.hidden_states
-        if not (
-            layers in ("all", "last", None)
-            or (isinstance(layers, list | tuple | range) and layers and all(isinstance(i, int) for i in layers))
-        ):
-            raise ConfigurationError(f"hidden_states={layers!r}: expected 'all', 'last', a list of numbers, or None.")
-        if settings.pooling not in ("mean", "first", "last") and not callable(settings.pooling):
-            raise ConfigurationError(
-                f"pooling={settings.pooling!r}: expected 'mean', 'first', 'last', or a function of states and mask."
-            )
-        if isinstance(settings.text, str) and settings.text != "auto":
-            raise ConfigurationError(f"text={settings.text!r}: expected 'auto', a list of column names, or None.")
-        if settings.on_error not in ("warn", "raise"):
-            raise ConfigurationError(f"on_error={settings.on_error!r}: expected 'warn' or 'raise'.")
-        if self._resume and self._overwrite:
-            raise ConfigurationError("resume=True and overwrite=True exclude each other; choose one.")
+    def _end_training(self) -> None:
+        self._stop()
+        if self._detaching:
+            self._release()
+
+    def _abandon(self, session: Session) -> None:
+        """After a configuration that cannot be recorded: as if nothing had begun."""
+        session.abandon()
+        self._unhook()
+        self._session, self._training, self._began = None, False, self._began and self.path.exists()
+
+    def _release(self) -> None:
+        """Take the wrappers off the Trainer, and forget the loaders that it keeps and whose batches carry ids."""
+        if self._attachment is not None:
+            self._attachment.release()
+            kept: dict[str, Any] = getattr(self._attachment.trainer, "_eval_dataloaders", {})
+            for name in [name for name, loader in kept.items() if is_instrumented(loader)]:
+                del kept[name]
+        self._attachment, self._detaching = None, False
 
 
-def _raw_dataset(loader: Any, dataset: Any) -> Any:
-    """The dataset as the user gave it, with all its columns; that of the loader if it is another one."""
-    loaded = source_dataset(loader)
-    if hasattr(dataset, "__len__") and hasattr(loaded, "__len__") and len(dataset) == len(loaded):
-        return dataset
-    return loaded
-
-
-def _next_path(path: Path) -> Path:
+def _free_path(path: Path) -> Path:
     """The first of ``x-2.zarr``, ``x-3.zarr``, ... that is free."""
     number = 2
     while (found := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():

@@ -2,45 +2,52 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 
 from t3vis.callbacks import provenance
-from t3vis.callbacks.capture import Batch, Layers, Pooling, accepts_output_hidden_states, captured
-from t3vis.callbacks.examples import TextColumns, class_names, label_column, write_examples, write_vocabulary
+from t3vis.callbacks.capture import Batch, accepts, captured
+from t3vis.callbacks.example_ids import check_ids
+from t3vis.callbacks.examples import (
+    class_names,
+    is_readable,
+    label_column,
+    text_columns,
+    write_examples,
+    write_vocabulary,
+)
+from t3vis.callbacks.settings import Settings
 from t3vis.callbacks.tasks import LOSS_NAME, Task
-from t3vis.errors import ConfigurationError, RecordingError
+from t3vis.errors import ConfigurationError, RecordingError, StoreError, T3VisError
 from t3vis.store import schema
 from t3vis.store.writer import create_run, join_run
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 RESERVED_NAMES = ("train", "analysis", "attempts", "tokenizer")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the user asked to be recorded; the same names as the parameters of ``RecorderCallback``."""
+class OpenPass:
+    """The pass of a split that rows belong to now; ``index`` is ``None`` where it could not be begun."""
 
-    hidden_states: Layers
-    pooling: Pooling
-    text: TextColumns
-    id_column: str | None
-    on_error: Literal["warn", "raise"]
-
-    @property
-    def pooling_name(self) -> str:
-        """The pooling, in a word."""
-        return self.pooling if isinstance(self.pooling, str) else getattr(self.pooling, "__name__", "callable")
+    split: str
+    index: int | None
 
 
 class Session:
@@ -54,11 +61,13 @@ class Session:
         Optimizer steps completed when training begins, ``None`` where only evaluations are recorded.
     resume, overwrite
         What to do with a run that is there; see ``create_run``.
+    train_dataset
+        What is trained on, ``None`` where only evaluations are recorded.
 
     Raises
     ------
     ConfigurationError
-        If the store cannot be opened as asked.
+        If the store cannot be opened as asked; a run that is there is left as it was.
     """
 
     def __init__(
@@ -70,59 +79,36 @@ class Session:
         start_step: int | None,
         resume: bool,
         overwrite: bool,
+        train_dataset: Any = None,
     ) -> None:
         self.trainer = trainer
         self.path = path
-        self.split = "train"
         self._settings = settings
         self._is_first_rank = trainer.args.process_index == 0
+        self._training: OpenPass | None = None
+        self._evaluation: OpenPass | None = None
         self._evaluation_sets: dict[tuple[str, int], tuple[str, Any]] = {}  # keeps the dataset: its id() stays its own
         self._n_passes: dict[str, int] = {}
-        self._described: set[str] = set()
+        self._n_examples: dict[str, int | None] = {}
         self._static: dict[str, tuple[str, ...]] = {}
+        self._row_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the splits whose first batch was recorded
         self._warned = False
-        if self._is_first_rank:
-            self._writer = create_run(
-                path, self._run_attributes(), start_step=start_step, resume=resume, overwrite=overwrite
-            )
-            write_vocabulary(path, getattr(trainer, "processing_class", None))
-        self._wait_for_all()
+        self._on_first_rank(lambda: self._create(train_dataset, start_step, resume=resume, overwrite=overwrite))
         if not self._is_first_rank:
             self._writer = join_run(path, rank=trainer.args.process_index)
+        if train_dataset is not None:
+            self._enter_train(train_dataset)
 
-    # Splits and passes
+    # The run and its splits
 
-    def add_train_split(self, dataset: Any) -> None:
-        """Enter the training set.
+    def abandon(self) -> None:
+        """Remove the run if this attempt began it and nothing was recorded, so that the next one finds the path free.
 
-        Raises
-        ------
-        ConfigurationError
-            If the run was recorded from another dataset.
+        The session cannot be used any more.
         """
-        self._add_split("train", "train", dataset)
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Rows of the training set now belong to this epoch."""
-        with self._recording():
-            self._writer.begin_pass("train", epoch, {"epoch": epoch, "step": self.trainer.state.global_step})
-
-    def end_epoch(self, epoch: int) -> None:
-        """Put the epoch on disk and have it sealed."""
-        self._end_pass("train", epoch)
-
-    @contextmanager
-    def evaluation(self, prefix: str, dataset: Any) -> Iterator[None]:
-        """One evaluation, under the prefix that the Trainer gives its metrics."""
-        before = self.split
-        with self._recording():
-            self.split = self._begin_evaluation(prefix, dataset)
-        try:
-            yield
-        finally:
-            if self.split != before:
-                self._end_pass(self.split, self._n_passes[self.split] - 1)
-            self.split = before
+        self._training = self._evaluation = None
+        if self._is_first_rank and self._writer.attempt == 0 and not self._row_shapes:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def flush(self) -> None:
         """Put every row taken so far on disk."""
@@ -131,37 +117,83 @@ class Session:
 
     def finish(self) -> None:
         """Put everything on disk and wait until it is sealed; recording can go on afterwards."""
+        self.flush()  # by itself, so that what is on disk is sealed even if this fails
         with self._recording():
             self._writer.close()
 
-    def _add_split(self, name: str, kind: schema.SplitKind, dataset: Any) -> str:
-        """Enter a split; an evaluation set other than the one of that name gets a name of its own."""
-        if self._is_first_rank:
-            text = self._settings.text
-            if kind == "eval" and text not in ("auto", None):
-                text = [column for column in text or () if column in getattr(dataset, "column_names", ())]
-            options: dict[str, Any] = {
-                "label_names": self.trainer.label_names,
-                "text": text,
-                "processor": getattr(self.trainer, "processing_class", None),
-            }
-            known = schema.node_exists(self.path / name)
-            fingerprint = write_examples(None if known else self.path / name, dataset, **options)
-            if known and kind == "eval" and fingerprint != self._fingerprint(name):
-                name = f"{name}-{fingerprint[:8]}"
-                if not schema.node_exists(self.path / name):
-                    write_examples(self.path / name, dataset, **options)
-            self._writer.add_split(name, self._split_attributes(kind, dataset, fingerprint))
-        if self.trainer.args.world_size > 1:
-            name = broadcast_object_list([name])[0]
+    def _create(self, train_dataset: Any, start_step: int | None, *, resume: bool, overwrite: bool) -> None:
+        """Open the run on the first process, once it is sure that it can be recorded as asked."""
+        if train_dataset is not None:
+            text_columns(train_dataset, self._settings.text)
+        if resume and schema.node_exists(self.path):
+            self._check_resumable(train_dataset)
+        self._writer = create_run(
+            self.path, self._run_attributes(), start_step=start_step, resume=resume, overwrite=overwrite
+        )
+        write_vocabulary(self.path, getattr(self.trainer, "processing_class", None))
+
+    def _check_resumable(self, train_dataset: Any) -> None:
+        known = schema.run_attributes(self.path)["recorder"]
+        if known != self._settings.attributes():
+            raise ConfigurationError(
+                f"{self.path} was recorded with {known}, found {self._settings.attributes()}; go on with the same "
+                "settings of the recorder, or record to another path."
+            )
+        if train_dataset is None or not schema.node_exists(self.path / "train"):
+            return
+        expected = schema.read_metadata(self.path / "train")["attributes"]
+        found = write_examples(None, train_dataset, **self._reading(train_dataset, "train"))
+        if found != expected["fingerprint"]:
+            raise ConfigurationError(
+                f"the training dataset is not the one that {self.path} was recorded from: found "
+                f"{size_of(train_dataset)} examples with fingerprint {found}, expected {expected['n_examples']} with "
+                f"{expected['fingerprint']}; train on the same data, in the same order, or record to another path."
+            )
+
+    def _enter_train(self, dataset: Any) -> None:
+        try:
+            self._on_first_rank(lambda: self._enter("train", "train", dataset))
+        except Exception as error:
+            self.abandon()
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(
+                f"the training set cannot be entered in {self.path}: {type(error).__name__}: {error}; choose a path "
+                "with room, or text=None if it is a column of text that cannot be kept."
+            ) from error
+        self._n_examples["train"] = size_of(dataset)
+
+    def _enter(self, name: str, kind: schema.SplitKind, dataset: Any) -> str:
+        """Enter a split on the first process; a dataset other than the one of that name gets a name of its own."""
+        reading = self._reading(dataset, kind)
+        known = schema.node_exists(self.path / name)
+        if known and kind == "train":
+            return name  # it is the same: that was checked before the run was resumed
+        fingerprint = write_examples(None if known else self.path / name, dataset, **reading)
+        if known and fingerprint != schema.read_metadata(self.path / name)["attributes"]["fingerprint"]:
+            name = f"{name}-{fingerprint[:8]}"
+            if not schema.node_exists(self.path / name):
+                write_examples(self.path / name, dataset, **reading)
+        self._writer.add_split(name, self._split_attributes(kind, dataset, fingerprint))
         return name
+
+    def _reading(self, dataset: Any, kind: schema.SplitKind) -> dict[str, Any]:
+        """How the examples of a dataset are read; of an evaluation set, those text columns that it has."""
+        text = self._settings.text
+        if kind == "eval" and text not in ("auto", None):
+            text = [column for column in text_columns(dataset, "auto") if column in (text or ())]
+        return {
+            "label_names": self.trainer.label_names,
+            "text": text,
+            "processor": getattr(self.trainer, "processing_class", None),
+        }
 
     def _split_attributes(self, kind: schema.SplitKind, dataset: Any, fingerprint: str) -> dict[str, Any]:
         labels = self.trainer.label_names
         return {
             "kind": kind,
             "mode": kind,
-            "n_examples": len(dataset) if hasattr(dataset, "__len__") else None,
+            "n_examples": size_of(dataset),
             "fingerprint": fingerprint,
             "dataset_fingerprint": getattr(dataset, "_fingerprint", None),
             "columns": list(getattr(dataset, "column_names", None) or []),
@@ -169,15 +201,41 @@ class Session:
             "class_names": class_names(dataset, labels, getattr(self.trainer.model, "config", None)),
         }
 
-    def _fingerprint(self, name: str) -> str:
-        fingerprint: str = schema.read_metadata(self.path / name)["attributes"]["fingerprint"]
-        return fingerprint
+    # Passes
 
-    def _begin_evaluation(self, prefix: str, dataset: Any) -> str:
+    def begin_epoch(self, epoch: int) -> None:
+        """Rows of the training set now belong to this epoch."""
+        self._training = OpenPass("train", None)
+        with self._recording():
+            self._writer.begin_pass("train", epoch, {"epoch": epoch})
+            self._training = OpenPass("train", epoch)
+
+    def end_epoch(self) -> None:
+        """Put the epoch on disk and have it sealed."""
+        self._end(self._training)
+        self._training = None
+
+    @contextmanager
+    def evaluation(self, prefix: str, dataset: Any) -> Iterator[None]:
+        """One evaluation, under the prefix that the Trainer gives its metrics."""
+        before, self._evaluation = self._evaluation, OpenPass(split_name(prefix), None)
+        with self._recording():
+            self._evaluation = self._begin_evaluation(prefix, dataset)
+        try:
+            yield
+        finally:
+            self._end(self._evaluation)
+            self._evaluation = before
+
+    def _begin_evaluation(self, prefix: str, dataset: Any) -> OpenPass:
         key = prefix, id(dataset)
         if key not in self._evaluation_sets:
-            self._evaluation_sets[key] = self._add_split(split_name(prefix), "eval", dataset), dataset
-        name = self._evaluation_sets[key][0]
+            taken = {name for name, _ in self._evaluation_sets.values()}
+            wanted = split_name(prefix) if is_readable(dataset) else free_name(split_name(prefix), taken)
+            name = self._on_first_rank(lambda: self._enter(wanted, "eval", dataset))
+            self._evaluation_sets[key] = name, dataset
+            self._n_examples[name] = size_of(dataset)
+        name, _ = self._evaluation_sets[key]
         if name not in self._n_passes:
             self._n_passes[name] = self._writer.next_pass(name)
             self._wait_for_all()  # before another rank's first segment is there to be counted
@@ -185,21 +243,25 @@ class Session:
         state = self.trainer.state
         self._writer.begin_pass(name, index, {"epoch": float(state.epoch or 0.0), "step": state.global_step})
         self._n_passes[name] += 1
-        return name
+        return OpenPass(name, index)
 
-    def _end_pass(self, name: str, index: int) -> None:
+    def _end(self, ended: OpenPass | None) -> None:
+        """Put the rows of every process on disk, then have the pass sealed."""
         self.flush()
         self._wait_for_all()
-        if self._is_first_rank:
+        if self._is_first_rank and ended is not None and ended.index is not None:
             with self._recording():
-                self._writer.seal(name, index)
+                self._writer.seal(ended.split, ended.index)
 
     # Micro-batches
 
-    @property
-    def is_described(self) -> bool:
-        """Whether the first micro-batch of the current split has been recorded."""
-        return self.split in self._described
+    def open_pass(self, *, training: bool) -> OpenPass | None:
+        """The pass that rows of a training or an evaluation step belong to now, if one is being recorded."""
+        return self._training if training else self._evaluation
+
+    def is_first(self, split: str) -> bool:
+        """Whether nothing of this split has been recorded in this attempt."""
+        return split not in self._row_shapes
 
     def take(self, batch: Batch, outputs: Any) -> None:
         """Record one forward pass.
@@ -207,51 +269,69 @@ class Session:
         Raises
         ------
         ConfigurationError
-            If it is the first of the attempt and cannot be recorded: later ones could not either.
+            If it is the first of the attempt, or of the training set, and cannot be recorded: others could not either.
         RecordingError
             If it cannot be recorded and errors are to be raised.
         """
+        opened = self.open_pass(training=batch.training)
+        if opened is None:
+            return
+        if opened.index is None:
+            self._writer.count_missing(opened.split, len(batch.ids))
+            return
         try:
-            rows = self._rows(batch, outputs)
+            rows = self._rows(opened.split, batch, outputs)
         except Exception as error:
-            if not self._described:
-                if isinstance(error, ConfigurationError):
-                    raise
-                raise ConfigurationError(
-                    f"the first batch cannot be recorded: {type(error).__name__}: {error}; check the recorder's "
-                    "pooling and hidden_states, and what the model returns."
-                ) from error
-            self.report(error, len(batch.ids))
+            self.lose(batch, error)
             return
         with self._recording():
-            self._writer.log(self.split, rows)
+            self._writer.log(opened.split, rows)
 
-    def _rows(self, batch: Batch, outputs: Any) -> dict[str, Any]:
-        settings, model = self._settings, self.trainer.model
+    def lose(self, batch: Batch, error: Exception) -> None:
+        """Report the rows of a micro-batch as lost, or stop if it is the first one; see ``take``."""
+        opened = self.open_pass(training=batch.training)
+        split = opened.split if opened is not None else "train"
+        if self._row_shapes and not (batch.training and self.is_first(split)):
+            self.report(error, split, len(batch.ids))
+        elif isinstance(error, ConfigurationError):
+            raise error
+        else:
+            raise ConfigurationError(
+                f"the first batch cannot be recorded: {type(error).__name__}: {error}; check the recorder's "
+                "pooling and hidden_states, and what the model returns."
+            ) from error
+
+    def _rows(self, split: str, batch: Batch, outputs: Any) -> dict[str, Any]:
         taken = captured(
             batch,
             outputs,
-            hidden_states=settings.hidden_states,
-            pooling=settings.pooling,
-            problem_type=getattr(getattr(model, "config", None), "problem_type", None),
+            hidden_states=self._settings.hidden_states,
+            pooling=self._settings.pooling,
+            problem_type=getattr(getattr(self.trainer.model, "config", None), "problem_type", None),
         )
         rows = taken.rows
+        check_ids(rows["example"], self._n_examples[split])
         rows["step"] = np.full(len(batch.ids), self.trainer.state.global_step, np.int64)
-        if not self.is_described:
-            self._describe(taken.task, taken.layers)
-        for name in self._static[self.split]:
+        shapes = row_shapes(rows)
+        if self.is_first(split):
+            self._describe(split, taken.task, taken.layers)
+            self._row_shapes[split] = shapes
+        self._row_shapes[split] = expected = {**shapes, **self._row_shapes[split]}
+        if any(shapes[name] != expected[name] for name in shapes):
+            raise RecordingError(f"rows have the shapes {shapes}, those before them had {expected}")
+        for name in self._static[split]:
             rows.pop(name, None)
         return rows
 
-    def _describe(self, task: Task, layers: list[int] | None) -> None:
+    def _describe(self, split: str, task: Task, layers: list[int] | None) -> None:
         """Say in the store what the first micro-batch of a split has shown."""
-        examples = self.path / self.split / "examples"
+        examples = self.path / split / "examples"
         static = [name for name in ("labels", "targets", "length") if schema.node_exists(examples / name)]
         if "labels" in static or "targets" in static:
             static += ["labels", "targets"]  # one of them is known, the other does not apply
-        self._static[self.split] = tuple(static)
+        self._static[split] = tuple(static)
         if self._settings.hidden_states is not None and layers is None:
-            takes = accepts_output_hidden_states(self.trainer.model)
+            takes = accepts(self.trainer.model, "output_hidden_states")
             logger.warning(
                 "%s returns no hidden states%s; logits and loss are recorded without them.",
                 type(self.trainer.model).__name__,
@@ -261,12 +341,11 @@ class Session:
             arrays: dict[str, Any] = {"loss": {"loss": LOSS_NAME[task], **trained_objective(self.trainer)}}
             if layers is not None:
                 arrays["hidden_states"] = {"layers": layers, "pooling": self._settings.pooling_name}
-            self._writer.describe(self.split, {"task": task, "arrays": arrays})
-        self._described.add(self.split)
+            self._writer.describe(split, {"task": task, "arrays": arrays})
 
     # Failures
 
-    def report(self, error: Exception, n_rows: int) -> None:
+    def report(self, error: Exception, split: str, n_rows: int) -> None:
         """Count rows that were lost; say so loudly, once, or stop.
 
         Raises
@@ -275,7 +354,7 @@ class Session:
             If errors are to be raised.
         """
         if n_rows:
-            self._writer.count_missing(self.split, n_rows, error)
+            self._writer.count_missing(split, n_rows, error)
         if self._settings.on_error == "raise":
             raise RecordingError(f"recording to {self.path} failed: {error}") from error
         if not self._warned:
@@ -293,24 +372,48 @@ class Session:
         """What the disk refuses in here is reported; the writer has counted the rows already."""
         try:
             yield
-        except (RecordingError, OSError) as error:
-            self.report(error, 0)
+        except (RecordingError, StoreError, OSError) as error:
+            self.report(error, "train", 0)
+
+    # Processes
+
+    def _on_first_rank(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, or raises, on the first process: the same on every process."""
+        if self.trainer.args.world_size == 1:
+            return work()
+        outcome: list[Any] = [None, None]
+        if self._is_first_rank:
+            try:
+                outcome[0] = work()
+            except (T3VisError, OSError) as error:
+                outcome[1] = error
+        value, failed = broadcast_object_list(outcome)
+        if failed is not None:
+            raise failed
+        return value
 
     def _wait_for_all(self) -> None:
         if self.trainer.args.world_size > 1:
             self.trainer.accelerator.wait_for_everyone()
 
     def _run_attributes(self) -> dict[str, Any]:
-        chosen = {
-            "hidden_states": provenance.jsonable(self._settings.hidden_states),
-            "pooling": self._settings.pooling_name,
-        }
         return {
             "model": provenance.model_facts(self.trainer.model),
             "training_arguments": provenance.training_arguments(self.trainer.args),
-            "recorder": chosen,
+            "recorder": self._settings.attributes(),
             "versions": provenance.library_versions(),
         }
+
+
+def size_of(dataset: Any) -> int | None:
+    """Number of examples, ``None`` where the dataset does not say."""
+    return len(dataset) if has_length(dataset) else None
+
+
+def row_shapes(rows: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    """Shape of one row of each array."""
+    axes = {name: len(schema.PASS_ARRAYS[name].leading) for name in rows if name in schema.PASS_ARRAYS}
+    return {name: rows[name].shape[:axis] + rows[name].shape[axis + 1 :] for name, axis in axes.items()}
 
 
 def split_name(prefix: str) -> str:
@@ -325,9 +428,21 @@ def split_name(prefix: str) -> str:
     return f"eval_{name}" if name in RESERVED_NAMES else name
 
 
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name, or the first of ``name-2``, ``name-3``, ... that is not taken.
+
+    Examples
+    --------
+    >>> free_name("eval", []), free_name("eval", ["eval", "eval-2"])
+    ('eval', 'eval-3')
+    """
+    candidates = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
 def trained_objective(trainer: Trainer) -> dict[str, Any]:
     """Whether what is trained is the loss that is recorded, and if not, what it is."""
-    if type(trainer).compute_loss is not Trainer.compute_loss:
+    if getattr(trainer.compute_loss, "__func__", None) is not Trainer.compute_loss:
         objective = f"the compute_loss of {type(trainer).__name__}"
     elif trainer.compute_loss_func is not None:
         objective = f"the function {getattr(trainer.compute_loss_func, '__name__', 'compute_loss_func')}"

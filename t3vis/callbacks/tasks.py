@@ -28,7 +28,7 @@ def sequence_task(logits: Tensor, labels: Tensor | None, problem_type: str | Non
     logits
         Shape (n, n_classes).
     labels
-        Shape (n,) or (n, n_classes), or ``None`` where the batch has none.
+        Whole numbers of shape (n,), or values of shape (n, n_classes), or ``None`` where the batch has none.
     problem_type
         ``config.problem_type``; decides where it is set.
 
@@ -51,13 +51,13 @@ def sequence_task(logits: Tensor, labels: Tensor | None, problem_type: str | Non
         return named[problem_type]
     if logits.shape[1] == 1:
         return "regression"
-    if labels is None or (labels.dim() == 1 and not labels.is_floating_point()):
+    if labels is None or not (labels.is_floating_point() or labels.dtype == torch.bool):
         return "single_label"
     return "multi_label"
 
 
 def unreduced_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-    """The task's loss of each example, shape (n,), float32; NaN where the label is ``-100``.
+    """The task's loss of each example, shape (n,), float32; NaN where the label is no class, such as ``-100``.
 
     Parameters
     ----------
@@ -69,8 +69,9 @@ def unreduced_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
     logits = logits.float()
     if task == "single_label":
         labels = labels.reshape(-1).long()
-        loss = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED_LABEL)
-        return torch.where(labels == IGNORED_LABEL, torch.nan, loss)
+        is_class = (labels >= 0) & (labels < logits.shape[1])
+        loss = F.cross_entropy(logits, labels.where(is_class, IGNORED_LABEL), reduction="none")
+        return loss.where(is_class, torch.nan)
     values = labels.reshape(logits.shape).float()
     if task == "multi_label":
         return F.binary_cross_entropy_with_logits(logits, values, reduction="none").mean(1)

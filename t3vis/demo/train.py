@@ -126,7 +126,8 @@ def train_demo(
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=batch_size,
             learning_rate=_RATE_FROM_SCRATCH if model is None else _RATE_PRETRAINED,
-            warmup_steps=0.1,
+            warmup_steps=0.1,  # a share of all steps
+            train_sampling_strategy="group_by_length",  # less padding
             eval_strategy="epoch",
             save_strategy="no",
             report_to="none",
@@ -164,7 +165,10 @@ def _checked_classes(dataset: Dataset) -> ClassLabel:
 def _split(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     order = np.random.default_rng(seed).permutation(len(dataset))
     n_held_out = round(_EVAL_FRACTION * len(dataset))
-    return dataset.select(np.sort(order[n_held_out:])), dataset.select(np.sort(order[:n_held_out]))
+    # Not `Dataset.select`, which leaves an indirection that is flattened later, behind a progress bar.
+    parts = (dataset[np.sort(ids)] for ids in (order[n_held_out:], order[:n_held_out]))
+    train, held_out = (Dataset.from_dict(columns, features=dataset.features) for columns in parts)
+    return train, held_out
 
 
 def _texts(dataset: Dataset) -> list[str]:
@@ -185,6 +189,7 @@ def _word_piece_tokenizer(texts: Sequence[str], max_length: int) -> PreTrainedTo
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         model_max_length=max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         **{f"{token.strip('[]').lower()}_token": token for token in special},
     )
 
@@ -195,9 +200,10 @@ def _small_bert(
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        num_hidden_layers=4,
+        num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=256,
+        hidden_dropout_prob=0.2,
         max_position_embeddings=max_length,
         pad_token_id=tokenizer.pad_token_id,
         **_named_classes(class_names),
@@ -253,14 +259,19 @@ def _without_progress_bars() -> Iterator[None]:
 class _ProgressBar(TrainerCallback):
     """One bar for the whole training, in place of the Trainer's two bars and a printed line for each log."""
 
-    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        self._bar = tqdm(total=state.max_steps, unit="step", dynamic_ncols=True)
+    def on_train_begin(self, *args: Any, **_: Any) -> None:
+        self._bar = tqdm(total=_state(*args).max_steps, unit="step", dynamic_ncols=True)
 
-    def on_step_end(self, _args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        self._bar.update(state.global_step - self._bar.n)
+    def on_step_end(self, *args: Any, **_: Any) -> None:
+        self._bar.update(_state(*args).global_step - self._bar.n)
 
     def on_evaluate(self, *_: Any, **kwargs: Any) -> None:
         self._bar.set_postfix({"held-out accuracy": f"{kwargs['metrics']['eval_accuracy']:.3f}"})
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self._bar.close()
+
+
+def _state(_args: TrainingArguments, state: TrainerState, _control: TrainerControl) -> TrainerState:
+    """Pick the state from what every event of a callback is given."""
+    return state

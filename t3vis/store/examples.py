@@ -30,7 +30,7 @@ class Columns:
 
     ``labels`` are classes, shape (n,); ``targets`` values, shape (n, n_classes); ``length`` the tokens of each that
     are not padding; ``token_ids`` those of all examples one after another, ``n_token_ids`` how many each has;
-    ``texts`` the raw text columns by name.
+    ``texts`` the raw text columns by name; a text of ``None`` is kept as an empty one.
     """
 
     labels: NDArray[np.int64] | None = None
@@ -87,7 +87,7 @@ class ExamplesWriter:
         -------
         A fingerprint of all that was added: the same for the same content in the same order.
         """
-        digest = hashlib.blake2b(digest_size=16)
+        digest = hashlib.blake2b(repr(self._text_columns).encode(), digest_size=16)
         for name, array in sorted(self._arrays.items()):
             digest.update(name.encode() + array.close())
         return digest.hexdigest()
@@ -126,7 +126,7 @@ class ExamplesWriter:
         """A name for the column's group that any file system takes; the true name is kept in the attributes."""
         if column not in self._text_columns:
             safe = re.sub(r"[^A-Za-z0-9_-]+", "_", column).strip("_") or "column"
-            while safe in self._text_columns.values():
+            while safe.lower() in map(str.lower, self._text_columns.values()):  # some file systems ignore case
                 safe += "_"
             self._text_columns[column] = safe
             if self._root is not None:
@@ -251,8 +251,8 @@ class RaggedColumn:
     def _range(self, start: int, stop: int) -> list[Any]:
         if stop == start:
             return []
-        offsets = self._offsets.read((), np.arange(start, stop + 1)).astype(np.int64)
-        values = self._values.read((), np.arange(offsets[0], offsets[-1]))
+        offsets = self._offsets.read((), range(start, stop + 1))
+        values = self._values.read((), range(int(offsets[0]), int(offsets[-1])))
         parts = np.split(values, offsets[1:-1] - offsets[0])
         return [part.tobytes().decode() for part in parts] if self._text else parts
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from t3vis.errors import StoreError
 from t3vis.store import schema, segments
+from t3vis.store.commits import commit_of, committed_passes
 from t3vis.store.examples import RaggedColumn, static_array, text_columns, token_ids
 from t3vis.store.sealed import open_sealed
 from t3vis.store.segments import split_names
@@ -130,7 +131,7 @@ class Split:
         self.name = name
         self.path = run_path / name
         self._run_path = run_path
-        self._merges: dict[tuple[int, tuple[Path, ...]], segments.Merge] = {}
+        self._merges: dict[Hashable, segments.Merge] = {}
         attributes = self.attributes
         self.kind: schema.SplitKind = attributes["kind"]
 
@@ -297,21 +298,28 @@ class Split:
     # How passes are found and read
 
     def _indices(self) -> list[int]:
-        committed = {int(node.parent.name[1:]) for node in self.path.glob("commits/p*/zarr.json")}
-        return sorted(committed | set(segments.unsealed_passes(self.path)))
+        unsealed = segments.unsealed_passes(self.path)  # first: a pass moves from here to there
+        return sorted({*committed_passes(self.path), *unsealed})
 
-    def _is_committed(self, index: int) -> bool:
-        return schema.node_exists(self.path / "commits" / schema.pass_name(index))
+    def _commit(self, index: int) -> dict[str, Any] | None:
+        try:
+            return commit_of(self.path, index)
+        except FileNotFoundError:
+            return None
+
+    def _check_unchanged(self, index: int, commit: dict[str, Any] | None) -> None:
+        """Segments vanish once their pass is committed, shards once its commit is taken back."""
+        if self._commit(index) != commit:
+            raise FileNotFoundError(f"pass {index} of {self.name} was sealed or taken back while it was read")
 
     def _pass(self, index: int) -> Pass:
-        sealed = self._is_committed(index)
-        if sealed:
-            known = schema.read_metadata(self.path / "commits" / schema.pass_name(index))["attributes"]
+        commit = self._commit(index)
+        if commit is not None:
+            known = commit
         else:
             merged = self._merge(index)
-            known = dict(merged.coverage())
-            for segment in merged.segments:
-                known |= segment.attributes.get("of_pass", {})
+            known = {**merged.of_pass(), **merged.coverage()}
+            self._check_unchanged(index, commit)
         return Pass(
             index=index,
             epoch=known.get("epoch", index),
@@ -321,15 +329,15 @@ class Split:
             n_seen=known["n_seen"],
             n_repeated=known["n_repeated"],
             n_never=known["n_never"],
-            sealed=sealed,
+            sealed=commit is not None,
             attributes=known,
         )
 
     def _merge(self, index: int) -> segments.Merge:
         found = segments.list_segments(self.path, index)
-        key = index, tuple(segment.path for segment in found)
+        starts = segments.start_steps(self._run_path)
+        key = index, tuple(segment.path for segment in found), tuple(starts.items())
         if key not in self._merges:
-            starts = segments.start_steps(self._run_path)
             self._merges = {key: segments.merge(found, starts, self.attributes["n_examples"], self.kind)}
         return self._merges[key]
 
@@ -340,18 +348,18 @@ class Split:
         """Rows of one pass and layer, in any order, from wherever they are now."""
         spec = schema.PASS_ARRAYS[name]
         _, trailing = self._row_shape(name)
-        if not self._is_committed(index):
-            return self._merge(index).gather(name, trailing, layer)[rows]
         out = np.full((len(rows), *trailing), spec.fill, spec.dtype)
-        try:
+        commit = self._commit(index)
+        if commit is None:
+            merged = self._merge(index)
+            within = np.flatnonzero(rows < merged.n_examples)
+            out[within] = merged.gather(name, trailing, layer)[rows[within]]
+        elif schema.node_exists(self.path / name):  # else it was recorded in other passes only
             array = open_sealed(self.path / name, 1 + len(spec.leading))
-        except FileNotFoundError:
-            return out  # recorded in another pass, not in this one
-        within = np.flatnonzero(rows < array.shape[array.row_axis])
-        wanted, inverse = np.unique(rows[within], return_inverse=True)
-        out[within] = array.read((index, layer) if spec.leading else (index,), wanted)[inverse]
-        if not self._is_committed(index):
-            raise FileNotFoundError(f"pass {index} of {self.name} was taken back while it was read")
+            within = np.flatnonzero(rows < array.shape[array.row_axis])
+            wanted, inverse = np.unique(rows[within], return_inverse=True)
+            out[within] = array.read((index, layer) if spec.leading else (index,), wanted)[inverse]
+        self._check_unchanged(index, commit)
         return out
 
     def _retry(self, read: Callable[..., T], *arguments: Any) -> T:
@@ -363,26 +371,14 @@ class Split:
         return read(*arguments)
 
     def _has(self, name: str) -> bool:
-        return schema.node_exists(self.path / name) or self._retry(self._in_segments, name) is not None
+        return segments.row_shape(self.path, name) is not None
 
-    def _in_segments(self, name: str) -> tuple[int, ...] | None:
-        for index in segments.unsealed_passes(self.path):
-            if not self._is_committed(index):
-                shapes = self._merge(index).arrays()
-                if name in shapes:
-                    return shapes[name]
-        return None
-
-    def _row_shape(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _row_shape(self, name: str) -> segments.RowShape:
         """Sizes before and after the example in one row of an array."""
-        n_leading = len(schema.PASS_ARRAYS[name].leading)
-        if schema.node_exists(self.path / name):
-            shape = open_sealed(self.path / name, 1 + n_leading).shape
-            return shape[1 : 1 + n_leading], shape[2 + n_leading :]
-        sizes = self._retry(self._in_segments, name)
-        if sizes is None:
+        shape = segments.row_shape(self.path, name)
+        if shape is None:
             raise StoreError(f"{self.path} holds no {name}.")
-        return sizes[:n_leading], sizes[n_leading:]
+        return shape
 
     def _first_seen(self, name: str) -> NDArray[Any]:
         """A value that the batches carried, from the first pass in which each example was seen."""
@@ -433,9 +429,10 @@ class Example:
         lines += [f"  {column}: {text}" for column, text in self.text.items()]
         if "loss" in self.arrays:
             lines.append("  loss: " + " ".join(f"{value:.3f}" for value in self.loss))
-        if "logits" in self.arrays:
+        if "logits" in self.arrays and np.ndim(self.label) == 0:
             best = self.logits.argmax(-1)
-            names = [str(i) if self.class_names is None else self.class_names[i] for i in best]
+            known = self.class_names or []
+            names = [known[i] if i < len(known) else str(i) for i in best]
             seen = np.isfinite(self.logits).all(-1)
             lines.append("  predicted: " + " ".join(name if ok else "-" for name, ok in zip(names, seen, strict=True)))
         return "\n".join(lines)
@@ -533,8 +530,8 @@ class Run:
         ]
         attempts = segments.attempts(self.path)
         if len({attempt["attempt"] for attempt in attempts}) > 1:
-            starts = sorted(segments.start_steps(self.path).items())[1:]
-            lines.append("resumed from step " + ", ".join(str(step) for _, step in starts))
+            starts = [step for attempt, step in segments.start_steps(self.path).items() if attempt and step]
+            lines += [f"resumed from step {', '.join(map(str, starts))}"] if starts else []
         if self.missing_rows:
             causes = {attempt["first_error"] for attempt in attempts if attempt["first_error"]}
             lines.append(f"{self.missing_rows:,} rows could not be recorded: {'; '.join(sorted(causes))}")
@@ -588,18 +585,32 @@ def _orthogonal(key: Any, shape: tuple[int, ...]) -> tuple[list[NDArray[np.int64
             wanted.append(np.array([_checked(int(part), size)]))
             remainder.append(0)
         else:
-            for array in np.nonzero(part) if _is_mask(part) else (np.asarray(part),):
+            for array in _advanced(part, shape[len(wanted) :]):
                 size = shape[len(wanted)]
                 if array.size and (array.min() < -size or array.max() >= size):
-                    raise IndexError(f"index {array.max()} is out of bounds for a dimension of size {size}")
-                unique, inverse = np.unique(array.astype(np.int64) % max(size, 1), return_inverse=True)
+                    outside = array.min() if array.min() < -size else array.max()
+                    raise IndexError(f"index {outside} is out of bounds for a dimension of size {size}")
+                unique, inverse = np.unique(array % max(size, 1), return_inverse=True)
                 wanted.append(unique)
                 remainder.append(inverse.reshape(array.shape))
     return wanted, tuple(remainder)
 
 
+def _advanced(part: Any, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], ...]:
+    """Arrays of indices, one for each dimension that a list, an array of integers or a mask speaks of."""
+    array = np.asarray(part)
+    if _is_mask(part):
+        if array.shape != shape[: array.ndim]:
+            raise IndexError(f"a mask of shape {array.shape} does not match dimensions of sizes {shape[: array.ndim]}")
+        return np.nonzero(array)
+    if array.dtype.kind not in "iu" and not (isinstance(part, list) and array.size == 0):
+        raise IndexError(f"{part!r} is no index: expected integers, slices, masks, ... or None")
+    return (array.astype(np.int64),)
+
+
 def _is_mask(part: Any) -> bool:
-    return isinstance(part, np.ndarray | list) and np.asarray(part).dtype == bool
+    array = np.asarray(part) if isinstance(part, np.ndarray | list) else None
+    return array is not None and array.dtype == bool and array.ndim > 0
 
 
 def _checked(index: int, size: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -173,8 +174,14 @@ def write_metadata(node: Path, metadata: dict[str, Any]) -> None:
     """Create ``node`` if need be and put ``metadata`` there as its ``zarr.json``, whole or not at all."""
     node.mkdir(parents=True, exist_ok=True)
     partial = node / f"zarr.json.{os.getpid()}.partial"
-    partial.write_text(json.dumps(metadata, indent=1))
-    partial.replace(node / "zarr.json")
+    try:
+        partial.write_text(json.dumps(metadata, indent=1), encoding="utf-8")
+        partial.replace(node / "zarr.json")
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        error.add_note(f"while writing {node / 'zarr.json'}")
+        raise
 
 
 def read_metadata(node: Path) -> dict[str, Any]:
@@ -185,13 +192,15 @@ def read_metadata(node: Path) -> dict[str, Any]:
     FileNotFoundError
         If there is no such node.
     StoreError
-        If what is there is not JSON.
+        If what is there is not a JSON object.
     """
-    text = (node / "zarr.json").read_text()
+    raw = (node / "zarr.json").read_bytes()
     try:
-        metadata: dict[str, Any] = json.loads(text)
-    except json.JSONDecodeError as error:
+        metadata = json.loads(raw)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{node / 'zarr.json'} is not JSON ({error}); the run is damaged there.") from error
+    if not isinstance(metadata, dict):
+        raise StoreError(f"{node / 'zarr.json'} is not a JSON object; the run is damaged there.")
     return metadata
 
 

@@ -7,7 +7,6 @@ thread would slow the training step. It imports neither torch nor zarr and holds
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from t3vis.store import schema, segments
+from t3vis.store.commits import commit_of, remove_shards
 from t3vis.store.layout import row_layout
+from t3vis.store.sealed import open_sealed
 from t3vis.store.shard import write_rows
 
 
@@ -30,16 +31,15 @@ def seal_pass(run: Path, split_name: str, index: int) -> dict[str, Any]:
     split = run / split_name
     commit = split / "commits" / schema.pass_name(index)
     if schema.node_exists(commit):
-        manifest: dict[str, Any] = schema.read_metadata(commit)["attributes"]
-        return manifest
-    split_metadata = schema.read_metadata(split)
-    attributes = split_metadata["attributes"]
+        return commit_of(split, index)
+    attributes = schema.read_metadata(split)["attributes"]
     kind: schema.SplitKind = attributes["kind"]
     found = segments.list_segments(split, index)
     merged = segments.merge(found, segments.start_steps(run), attributes["n_examples"], kind)
+    remove_shards(split, index)  # what a sealer that died left there: a truncated shard would spoil its own rewrite
     for name, row_shape in merged.arrays().items():
         _seal_array(split, kind, index, merged, name, row_shape, attributes)
-    manifest = {"pass": index, **_said_by_writer(found), **merged.coverage()}
+    manifest = {"pass": index, **merged.of_pass(), **merged.coverage()}
     schema.write_metadata(commit, schema.group_metadata(manifest))
     return manifest
 
@@ -58,9 +58,11 @@ def _seal_array(
     n_leading = len(spec.leading)
     leading, trailing = row_shape[:n_leading], row_shape[n_leading:]
     row_bytes = np.dtype(spec.dtype).itemsize * int(np.prod(trailing, dtype=np.int64))
-    layout = row_layout(row_bytes, attributes["n_examples"])
     array = split / name
-    shutil.rmtree(array / "c" / str(index), ignore_errors=True)  # a truncated shard would spoil its own rewrite
+    if schema.node_exists(array):
+        layout = open_sealed(array, 1 + n_leading).layout
+    else:
+        layout = row_layout(max(row_bytes, 1), attributes["n_examples"])
     ones = (1,) * (1 + n_leading)
     metadata = schema.array_metadata(
         shape=(index, *leading, merged.n_examples, *trailing),
@@ -85,18 +87,10 @@ def _seal_array(
     schema.write_metadata(array, metadata)
 
 
-def _said_by_writer(found: list[segments.Segment]) -> dict[str, Any]:
-    """What the segments say of the pass as a whole, such as the epoch at which an evaluation was made."""
-    said: dict[str, Any] = {}
-    for segment in found:
-        said |= segment.attributes.get("of_pass", {})
-    return said
-
-
 def remove_sealed_segments(run: Path, split_name: str, *, before: int | None = None) -> None:
     """Delete the segments of committed passes; ``before`` keeps those of that pass and later ones."""
     split = run / split_name
-    for index in segments.unsealed_passes(split):
+    for index in segments.passes_with_remains(split):
         committed = schema.node_exists(split / "commits" / schema.pass_name(index))
         if committed and (before is None or index < before):
             segments.remove_segments(split, index)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from t3vis.errors import StoreError
 from t3vis.store import schema
 from t3vis.store.layout import RowLayout
-from t3vis.store.shard import Buffer, Codec, read_rows
+from t3vis.store.shard import Buffer, Codec, RowNumbers, read_rows
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class SealedArray:
     row_axis: int
     decode: Codec | None
 
-    def read(self, leading: tuple[int, ...], rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Rows (in increasing order) of one leading index, shape (n, *trailing)."""
+    def read(self, leading: tuple[int, ...], rows: RowNumbers) -> NDArray[Any]:
+        """Rows (in increasing order, or a range of step 1) of one leading index, shape (n, *trailing)."""
         out = np.empty((len(rows), *self.shape[self.row_axis + 1 :]), self.dtype)
         read_rows(self.path, leading, rows, out, self.layout, self.fill, self.decode)
         return out
 
     def read_all(self, leading: tuple[int, ...] = ()) -> NDArray[Any]:
         """All rows of one leading index."""
-        return self.read(leading, np.arange(self.shape[self.row_axis], dtype=np.int64))
+        return self.read(leading, range(self.shape[self.row_axis]))
 
 
 def open_sealed(path: Path, row_axis: int) -> SealedArray:

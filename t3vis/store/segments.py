@@ -7,7 +7,8 @@ recorded and ``example``, the ids of its rows, written last: a segment counts fr
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from t3vis.errors import StoreError
 from t3vis.store import schema
 from t3vis.store.shard import Buffer, ShardFile, as_bytes, shard_path, write_shard
+
+RowShape = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,20 @@ class Segment:
     sequence: int
     n_rows: int
     attributes: dict[str, Any]
+
+    def has(self, name: str) -> bool:
+        """Whether it holds an array of that name.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the segment has been sealed and removed, so that what it held cannot be told any more.
+        """
+        if schema.node_exists(self.path / name):
+            return True
+        if not _is_complete(self.path):
+            raise FileNotFoundError(f"{self.path} was sealed and removed while it was read")
+        return False
 
     def array_shape(self, name: str) -> tuple[int, ...]:
         """Shape of one of its arrays.
@@ -92,12 +109,16 @@ def _shard_of(segment: Path, spec: schema.ArraySpec, ndim: int) -> Path:
     return shard_path(segment / spec.name, (0,) * n_leading, 0, ndim - n_leading - 1)
 
 
+def _is_complete(segment: Path) -> bool:
+    return _shard_of(segment, schema.EXAMPLE_ID, 1).is_file()
+
+
 def list_segments(split: Path, index: int) -> list[Segment]:
     """Committed segments of one pass, by attempt, rank and sequence."""
     found = []
     for path in split.glob(f"segments/*/{schema.pass_name(index)}_*"):
         try:
-            if not _shard_of(path, schema.EXAMPLE_ID, 1).is_file():
+            if not _is_complete(path):
                 continue
             attributes = schema.read_metadata(path)["attributes"]
         except FileNotFoundError:
@@ -116,9 +137,17 @@ def list_segments(split: Path, index: int) -> list[Segment]:
 
 
 def unsealed_passes(split: Path) -> list[int]:
-    """Numbers of the passes that have segments, in increasing order."""
-    names = {path.name.split("_")[0] for path in split.glob("segments/*/p*_*")}
-    return sorted(int(name[1:]) for name in names)
+    """Numbers of the passes that have committed segments, in increasing order."""
+    return _pass_numbers(path for path in split.glob("segments/*/p*_*") if _is_complete(path))
+
+
+def passes_with_remains(split: Path) -> list[int]:
+    """Numbers of the passes that have anything among the segments, also what a process that died left there."""
+    return _pass_numbers(split.glob("segments/*/p*_*"))
+
+
+def _pass_numbers(paths: Iterable[Path]) -> list[int]:
+    return sorted({int(path.name.split("_")[0][1:]) for path in paths})
 
 
 def remove_segments(split: Path, index: int) -> None:
@@ -165,11 +194,17 @@ class Merge:
         shapes: dict[str, tuple[int, ...]] = {"visits": ()}
         for segment in self.segments:
             for name, spec in schema.PASS_ARRAYS.items():
-                if name in shapes or not schema.node_exists(segment.path / name):
-                    continue
-                shape = segment.array_shape(name)
-                shapes[name] = shape[: len(spec.leading)] + shape[len(spec.leading) + 1 :]
+                if name not in shapes and segment.has(name):
+                    shape = segment.array_shape(name)
+                    shapes[name] = shape[: len(spec.leading)] + shape[len(spec.leading) + 1 :]
         return shapes
+
+    def of_pass(self) -> dict[str, Any]:
+        """What the writer said of the pass when it began, such as its epoch and step; the first attempt has the say."""
+        said: dict[str, Any] = {}
+        for segment in self.segments:
+            said = {**segment.attributes["of_pass"], **said}
+        return said
 
     def gather(self, name: str, trailing: tuple[int, ...], layer: int = 0) -> NDArray[Any]:
         """One array (one layer of it) in order of example, shape (n_examples, *trailing)."""
@@ -178,7 +213,7 @@ class Merge:
             return self.visits
         out = np.full((self.n_examples, *trailing), spec.fill, spec.dtype)
         for segment, kept, targets in zip(self.segments, self.kept, self.targets, strict=True):
-            if len(kept) and schema.node_exists(segment.path / name):
+            if len(kept) and segment.has(name):
                 out[targets] = segment.read(spec, layer)[kept]
         return out
 
@@ -237,7 +272,7 @@ def _concatenate(parts: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
 def _visits_of(segment: Segment) -> NDArray[np.int64]:
     """How many visits each row stands for: one, unless the segment says more."""
     spec = schema.PASS_ARRAYS["visits"]
-    if schema.node_exists(segment.path / spec.name):
+    if segment.has(spec.name):
         return segment.read(spec).astype(np.int64)
     return np.ones(segment.n_rows, np.int64)
 
@@ -250,13 +285,43 @@ def _superseded_from(attempt: int, start_steps: Mapping[int, int]) -> int:
 
 def start_steps(run: Path) -> dict[int, int]:
     """Optimizer step that each attempt of the run started to train from; attempts that only evaluate have none."""
-    known = ((attributes["attempt"], attributes["start_step"]) for attributes in attempts(run))
+    known = ((attempt["attempt"], attempt["start_step"]) for attempt in attempts(run))
     return {attempt: step for attempt, step in known if step is not None}
 
 
 def attempts(run: Path) -> list[dict[str, Any]]:
     """What each process of each attempt says of itself, in order."""
-    return [schema.read_metadata(path)["attributes"] for path in sorted((run / "attempts").glob("a*_r*"))]
+    nodes = sorted((run / "attempts").glob("a*_r*/zarr.json"))  # a directory without one is in the making
+    return [schema.read_metadata(node.parent)["attributes"] for node in nodes]
+
+
+def row_shape(split: Path, name: str) -> RowShape | None:
+    """Sizes before and after the example in one row of an array; ``None`` where none has been recorded."""
+    # The sealed array is looked for again: it may have come, and the segments have gone, in the meantime.
+    return _sealed_row_shape(split, name) or _segment_row_shape(split, name) or _sealed_row_shape(split, name)
+
+
+def _sealed_row_shape(split: Path, name: str) -> RowShape | None:
+    try:
+        shape = schema.read_metadata(split / name)["shape"]
+    except FileNotFoundError:
+        return None
+    return _around_rows(name, shape[1:])
+
+
+def _segment_row_shape(split: Path, name: str) -> RowShape | None:
+    for path in split.glob("segments/*/p*_*"):
+        if _is_complete(path):
+            if name == "visits":
+                return (), ()  # counted from the rows
+            with suppress(FileNotFoundError):
+                return _around_rows(name, schema.read_metadata(path / name)["shape"])
+    return None
+
+
+def _around_rows(name: str, shape: Sequence[int]) -> RowShape:
+    n_leading = len(schema.PASS_ARRAYS[name].leading)
+    return tuple(shape[:n_leading]), tuple(shape[n_leading + 1 :])
 
 
 def split_names(path: Path) -> list[str]:

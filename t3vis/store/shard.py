@@ -12,7 +12,9 @@ Zarr v3 specification, "Sharding codec" version 1.0, and "CRC32C checksum codec"
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from t3vis.store.layout import RowLayout
 
 Buffer = bytes | memoryview
 Codec = Callable[[Buffer], bytes]
+RowNumbers = NDArray[np.int64] | range
 
 _MISSING = np.uint64(2**64 - 1)
 _MAX_BUFFERS = 512  # buffers in one writev; POSIX guarantees 16, Linux and macOS take 1024
@@ -66,7 +69,8 @@ def write_file(path: Path, buffers: Sequence[Buffer]) -> None:
             os.close(descriptor)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         error.add_note(f"while writing {path}")
         raise
 
@@ -169,7 +173,7 @@ class ShardFile:
 def read_rows(
     array: Path,
     leading: tuple[int, ...],
-    rows: NDArray[np.int64],
+    rows: RowNumbers,
     out: NDArray[Any],
     layout: RowLayout,
     fill: float | int,
@@ -180,47 +184,83 @@ def read_rows(
     Parameters
     ----------
     rows
-        Shape (n,), row numbers in increasing order.
+        n row numbers in increasing order, or a range of them with step 1.
     out
         Shape (n, *trailing), C-contiguous, of the array's type.
+
+    Raises
+    ------
+    StoreError
+        If a shard is damaged; the message names the file.
     """
-    row_bytes = out.itemsize * int(np.prod(out.shape[1:], dtype=np.int64))
-    edges = np.flatnonzero(np.diff(rows // layout.shard_rows)) + 1
-    for part, target in zip(np.split(rows, edges), np.split(out, edges), strict=True):
-        if not len(part):
-            continue
-        path = shard_path(array, leading, int(part[0]) // layout.shard_rows, out.ndim - 1)
+    for number, within, at in _pieces(rows, layout.shard_rows):
+        path = shard_path(array, leading, number, out.ndim - 1)
         try:
             shard = ShardFile(path, layout.chunks_per_shard)
         except FileNotFoundError:
-            target[...] = fill
+            out[at] = fill
             continue
         with shard:
-            _read_from_shard(shard, part % layout.shard_rows, target, layout, row_bytes, fill, decode)
+            _read_from_shard(shard, within, out[at], layout, fill, decode)
+
+
+def _pieces(rows: RowNumbers, size: int) -> Iterator[tuple[int, RowNumbers, slice]]:
+    """Cut increasing row numbers at the multiples of ``size``: number of the piece, rows within it, place in all."""
+    if isinstance(rows, range):
+        for number in range(rows.start // size, -(-rows.stop // size)):
+            begin = number * size
+            part = range(max(rows.start, begin), min(rows.stop, begin + size))
+            if part:
+                at = slice(part.start - rows.start, part.stop - rows.start)
+                yield number, range(part.start - begin, part.stop - begin), at
+    elif len(rows):
+        numbers = rows // size
+        edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(rows)]
+        for first, last in pairwise(edges):
+            number = int(numbers[first])
+            yield number, rows[first:last] - number * size, slice(first, last)
 
 
 def _read_from_shard(
     shard: ShardFile,
-    rows: NDArray[np.int64],
+    rows: RowNumbers,
     out: NDArray[Any],
     layout: RowLayout,
-    row_bytes: int,
     fill: float | int,
     decode: Codec | None,
 ) -> None:
     """Read increasing ``rows`` of one shard, in as few reads as there are runs of neighbours in a chunk."""
-    chunk_of = rows // layout.chunk_rows
-    breaks = (np.diff(chunk_of) != 0) | (np.diff(rows) != 1) if decode is None else np.diff(chunk_of) != 0
-    edges = np.flatnonzero(breaks) + 1
-    for part, target in zip(np.split(rows, edges), np.split(out, edges), strict=True):
-        span = shard.chunk_span(int(part[0]) // layout.chunk_rows)
-        within = part % layout.chunk_rows
+    row_bytes = out.itemsize * int(np.prod(out.shape[1:], dtype=np.int64))
+    for number, within, at in _pieces(rows, layout.chunk_rows):
+        span = shard.chunk_span(number)
         if span is None:
-            target[...] = fill
+            out[at] = fill
         elif decode is None:
-            shard.read_into(target, span[0] + int(within[0]) * row_bytes)
+            for first, run in _runs(within):
+                shard.read_into(out[at][run], span[0] + first * row_bytes)
         else:
-            encoded = np.empty(span[1], np.uint8)
-            shard.read_into(encoded, span[0])
-            chunk = np.frombuffer(decode(encoded.tobytes()), out.dtype)
-            target[...] = chunk.reshape(layout.chunk_rows, *out.shape[1:])[within]
+            chunk = _decoded(shard, span, decode, (layout.chunk_rows, *out.shape[1:]), out.dtype)
+            out[at] = chunk[within.start : within.stop] if isinstance(within, range) else chunk[within]
+
+
+def _runs(rows: RowNumbers) -> Iterator[tuple[int, slice]]:
+    """Runs of neighbouring rows: the first of each, and where it lies among all."""
+    if isinstance(rows, range):
+        yield rows.start, slice(0, len(rows))
+        return
+    edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+    for first, last in pairwise(edges):
+        yield int(rows[first]), slice(first, last)
+
+
+def _decoded(
+    shard: ShardFile, span: tuple[int, int], decode: Codec, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    encoded = np.empty(span[1], np.uint8)
+    shard.read_into(encoded, span[0])
+    try:
+        return np.frombuffer(decode(encoded.tobytes()), dtype).reshape(shape)
+    except (RuntimeError, ValueError) as error:
+        raise StoreError(
+            f"{shard.path} holds {span[1]} bytes at {span[0]} that cannot be decoded ({error}); the shard is damaged."
+        ) from error

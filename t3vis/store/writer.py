@@ -7,59 +7,29 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema, segments
-from t3vis.store.layout import segment_rows
+from t3vis.store.buffer import Buffer, Rows, n_rows_of, row_shape, spec_of
+from t3vis.store.commits import (
+    commit_of,
+    committed_passes,
+    complete_passes,
+    drop_commit,
+    locked,
+    sealed_rows,
+    writer_said,
+)
 from t3vis.store.seal import remove_sealed_segments
-from t3vis.store.sealed import SealedArray, open_sealed
+from t3vis.store.sealer import Sealer
 from t3vis.store.segments import split_names
 
 logger = logging.getLogger(__name__)
-
-Rows = Mapping[str, NDArray[Any]]
-
-
-@dataclass
-class _Buffer:
-    """Rows of one split that are not yet on disk."""
-
-    index: int = 0
-    of_pass: dict[str, Any] = field(default_factory=dict)
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    capacity: int = 0
-    n_rows: int = 0
-    sequence: int = 0
-
-    def allocate(self, rows: Rows, n_examples: int | None) -> None:
-        """Room for a segment of rows like these."""
-        per_row = {name: _row_shape(name, array) for name, array in rows.items()}
-        row_bytes = sum(
-            np.dtype(_spec(name).dtype).itemsize * int(np.prod(lead + trail, dtype=np.int64))
-            for name, (lead, trail) in per_row.items()
-        )
-        self.capacity = segment_rows(row_bytes, n_examples)
-        self.arrays = {
-            name: np.empty((*lead, self.capacity, *trail), _spec(name).dtype) for name, (lead, trail) in per_row.items()
-        }
-
-    def fits(self, rows: Rows) -> bool:
-        """Whether rows of this kind are what the buffer was allocated for."""
-        return rows.keys() == self.arrays.keys() and all(
-            _row_shape(name, array) == _row_shape(name, self.arrays[name]) for name, array in rows.items()
-        )
 
 
 class RunWriter:
@@ -84,10 +54,10 @@ class RunWriter:
         self._first_error: str | None = None
         self._start_step = start_step
         self._started = _now()
-        self._buffers: dict[str, _Buffer] = {}
+        self._buffers: dict[str, Buffer] = {}
+        self._complete: list[str] = []
         self._to_seal: list[str] = []
-        self._sealer: subprocess.Popen[bytes] | None = None
-        self._sealer_output: IO[bytes] | None = None
+        self._sealer = Sealer(path)
         self._write_attempt()
 
     # Splits and passes
@@ -116,11 +86,26 @@ class RunWriter:
         schema.write_metadata(split, schema.group_metadata({"arrays": {}, **attributes}))
 
     def describe(self, name: str, attributes: dict[str, Any]) -> None:
-        """Add to what the split says of itself, once the first batch has shown it."""
+        """Add to what the split says of itself, once the first batch has shown it.
+
+        Raises
+        ------
+        ConfigurationError
+            If the run was begun with other settings of an array, such as other layers.
+        """
         split = self.path / name
         known = schema.read_metadata(split)["attributes"]
-        if {**known, **attributes} != known:
-            schema.write_metadata(split, schema.group_metadata({**known, **attributes}))
+        arrays = attributes.get("arrays", {})
+        for array, said in arrays.items():
+            before = known["arrays"].get(array, said)
+            if before != said:
+                raise ConfigurationError(
+                    f"{array} of {name} is recorded with {said}, but {self.path} was begun with {before}; "
+                    "use the same settings for the whole run, or record to another path."
+                )
+        now = {**known, **attributes, "arrays": {**known["arrays"], **arrays}}
+        if now != known:
+            schema.write_metadata(split, schema.group_metadata(now))
 
     def next_pass(self, name: str) -> int:
         """Number of the first pass that nothing has been recorded of."""
@@ -128,10 +113,23 @@ class RunWriter:
         return max([*committed_passes(split), *segments.unsealed_passes(split)], default=-1) + 1
 
     def begin_pass(self, name: str, index: int, of_pass: dict[str, Any]) -> None:
-        """From now on rows of the split belong to pass ``index``; ``of_pass`` is kept with the pass."""
-        self.flush_split(name)
-        buffer = self._buffers.setdefault(name, _Buffer())
-        buffer.index, buffer.of_pass = index, of_pass
+        """From now on rows of the split belong to pass ``index``; ``of_pass`` is kept with the pass.
+
+        A pass that was sealed although its epoch had not ended, as when ``max_steps`` cuts training short, is
+        opened again.
+
+        Raises
+        ------
+        RecordingError
+            If rows of the pass before could not be written; the new one has begun nevertheless.
+        """
+        buffer = self._buffer(name)
+        try:
+            self.flush_split(name)
+        finally:
+            buffer.index, buffer.of_pass = index, of_pass
+        if self.rank == 0 and index in committed_passes(self.path / name):
+            self._reopen(name, index, before_step=None)
 
     def log(self, name: str, rows: Rows) -> None:
         """Take rows over, in order of arrival.
@@ -139,33 +137,36 @@ class RunWriter:
         Parameters
         ----------
         rows
-            ``example`` and any of the arrays of a pass, in the dimensions of a segment.
+            ``example``, ``step`` and any other arrays of a pass, in the dimensions of a segment.
 
         Raises
         ------
+        ConfigurationError
+            If the first rows of an attempt have other shapes than what the run holds.
         RecordingError
-            If a full buffer could not be written; the rows lost are counted, and later ones are taken as before.
+            If a full buffer could not be written, or rows are not what the split consists of; those lost are
+            counted, and later ones are taken as before.
         """
         buffer = self._buffers[name]
+        self._check_ids(name, rows)
+        failure = None
         if not buffer.fits(rows):
-            self.flush_split(name)
-            buffer.allocate(rows, self._n_examples(name))
+            self._check_shapes(name, rows)
+            try:
+                self.flush_split(name)
+            except RecordingError as error:
+                failure = error
+            buffer.allocate(rows)
         n_rows, taken = len(rows["example"]), 0
         while taken < n_rows:
-            count = min(n_rows - taken, buffer.capacity - buffer.n_rows)
-            for key, array in rows.items():
-                axis = len(_spec(key).leading)
-                into = (slice(None),) * axis + (slice(buffer.n_rows, buffer.n_rows + count),)
-                source = (slice(None),) * axis + (slice(taken, taken + count),)
-                buffer.arrays[key][into] = array[source]
-            buffer.n_rows += count
-            taken += count
-            if buffer.n_rows == buffer.capacity:
+            taken += buffer.take(rows, taken)
+            if buffer.is_full:
                 try:
                     self.flush_split(name)
-                except RecordingError:
-                    self.count_missing(name, n_rows - taken)
-                    raise
+                except RecordingError as error:
+                    failure = error
+        if failure is not None:
+            raise failure
 
     def flush(self) -> None:
         """Put every row taken so far on disk before returning.
@@ -189,11 +190,8 @@ class RunWriter:
         buffer = self._buffers.get(name)
         if buffer is None or not buffer.n_rows:
             return
-        n_rows, buffer.n_rows = buffer.n_rows, 0
-        rows = {
-            key: array[(slice(None),) * len(_spec(key).leading) + (slice(n_rows),)]
-            for key, array in buffer.arrays.items()
-        }
+        n_rows, rows = buffer.n_rows, buffer.filled()
+        buffer.n_rows = 0
         segment = f"{schema.pass_name(buffer.index)}_s{buffer.sequence:06d}"
         path = self.path / name / "segments" / schema.rank_name(self.attempt, self.rank) / segment
         attributes = {
@@ -222,78 +220,127 @@ class RunWriter:
         self.missing_rows[name] = self.missing_rows.get(name, 0) + n_rows
         if self._first_error is None and error is not None:
             self._first_error = f"{type(error).__name__}: {error}"
-        try:
-            self._write_attempt()
-        except OSError:
-            logger.debug("the count of missing rows could not be written yet", exc_info=True)
+        self._note_attempt()
+
+    # Resuming
+
+    def rewind(self, start_step: int) -> None:
+        """Take back what the attempts before this one recorded of steps that this one takes again."""
+        starts = segments.start_steps(self.path)
+        for name in split_names(self.path):
+            split = self.path / name
+            attributes = schema.read_metadata(split)["attributes"]
+            for index in committed_passes(split):
+                segments.remove_segments(split, index)  # the sealed arrays hold all of them
+                manifest = commit_of(split, index)
+                if attributes["kind"] == "train" and manifest["last_step"] >= start_step:
+                    self._reopen(name, index, before_step=start_step)
+                elif attributes["kind"] == "eval" and manifest["last_step"] > start_step:
+                    drop_commit(split, index)
+            for index in segments.unsealed_passes(split):
+                found = segments.list_segments(split, index)
+                merged = segments.merge(found, starts, attributes["n_examples"], attributes["kind"])
+                taken_back = attributes["kind"] == "eval" and merged.last_step > start_step
+                if taken_back or not merged.visits.any():
+                    segments.remove_segments(split, index)
+
+    def _reopen(self, name: str, index: int, *, before_step: int | None) -> None:
+        """Turn the rows of a sealed pass that still count into segments of this attempt, then take its commit back."""
+        split = self.path / name
+        buffer = self._buffer(name)
+        of_pass = buffer.of_pass
+        buffer.index, buffer.of_pass = index, writer_said(commit_of(split, index))
+        for rows in sealed_rows(split, index, before_step=before_step):
+            self.log(name, rows)
+        self.flush_split(name)
+        buffer.of_pass = of_pass
+        buffer.release()
+        drop_commit(split, index)
 
     # Sealing
 
     def seal(self, name: str, index: int) -> None:
-        """Have a pass sealed in the background, as soon as the one being sealed is done."""
+        """Have a complete pass sealed in the background, as soon as the one being sealed is done."""
+        self._complete.append(f"{name}:{index}")
+        self._note_attempt()  # a later writer seals the pass if this one cannot
         self._to_seal.append(f"{name}:{index}")
-        if self._sealer is None or self._sealer.poll() is not None:
-            self._reap_sealer()
+        if not self._sealer.is_busy:
             self._start_sealer()
 
     def close(self) -> None:
-        """Flush, wait until every pass handed to ``seal`` is sealed, and remove segments no longer needed.
+        """Flush, wait until every complete pass is sealed, and remove segments no longer needed.
 
-        The writer can be used again afterwards.
+        Passes whose sealer died, here or in an earlier attempt, are sealed again. The writer can be used afterwards.
+
+        Raises
+        ------
+        RecordingError
+            If rows could not be written; what is on disk is sealed nevertheless.
         """
-        self.flush()
-        self._reap_sealer()
-        self._start_sealer()
-        self._reap_sealer()
-        if self.rank == 0:
-            for split in split_names(self.path):
-                remove_sealed_segments(self.path, split)
-        self._write_attempt(finished=_now())
+        try:
+            self.flush()
+        finally:
+            self._sealer.wait()
+            if self.rank == 0:
+                self._to_seal = list(dict.fromkeys([*self._to_seal, *complete_passes(self.path)]))
+                self._start_sealer()
+                self._sealer.wait()
+                for split in split_names(self.path):
+                    remove_sealed_segments(self.path, split)
+            self._write_attempt(finished=_now())
 
     def _start_sealer(self) -> None:
-        if not self._to_seal:
-            return
-        package_root = str(Path(__file__).parents[2])
-        search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        environment = {
-            **os.environ,
-            "PYTHONPATH": search_path,
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        self._sealer_output = tempfile.TemporaryFile()  # noqa: SIM115  closed in _reap_sealer
-        self._sealer = subprocess.Popen(  # noqa: S603  our own module
-            [sys.executable, "-m", "t3vis.store.seal", str(self.path), *self._to_seal],
-            stdin=subprocess.DEVNULL,
-            stdout=self._sealer_output,
-            stderr=self._sealer_output,
-            env=environment,
-            start_new_session=True,  # Ctrl-C in the trainer must not reach it
-        )
+        self._sealer.start(self._to_seal)
         self._to_seal = []
 
-    def _reap_sealer(self) -> None:
-        """Wait for the running sealer, and report a failure; the segments stay readable then."""
-        if self._sealer is None or self._sealer_output is None:
-            return
-        code = self._sealer.wait()
-        with self._sealer_output as output:
-            output.seek(0)
-            said = output.read().decode(errors="replace").strip()
-        self._sealer = self._sealer_output = None
-        if code:
-            logger.warning(
-                "sealing %s ended with code %d; the run stays readable from its segments. %s",
-                self.path,
-                code,
-                said,
-            )
+    # Rows and where they wait
+
+    def _buffer(self, name: str) -> Buffer:
+        if name not in self._buffers:
+            self._buffers[name] = Buffer(n_examples=schema.read_metadata(self.path / name)["attributes"]["n_examples"])
+        return self._buffers[name]
+
+    def _check_ids(self, name: str, rows: Rows) -> None:
+        """Refuse ids that no example has: one of them would make the whole pass unreadable."""
+        ids = rows["example"]
+        n_examples = self._buffers[name].n_examples
+        limit = np.iinfo(np.int64).max if n_examples is None else n_examples
+        if len(ids) and (ids.min() < 0 or ids.max() >= limit):
+            of = "from 0 on" if n_examples is None else f"of {n_examples} examples"
+            problem = f"ids {ids.min()} to {ids.max()} were given, expected ids {of}; number the examples from 0 on."
+            raise self._refused(name, rows, problem)
+
+    def _check_shapes(self, name: str, rows: Rows) -> None:
+        """Refuse rows that no array of the run has room for."""
+        n_rows = len(rows["example"])
+        for key, array in rows.items():
+            if n_rows_of(key, array) != n_rows:
+                dims = spec_of(key).segment_dims()
+                problem = f"{key} has shape {array.shape}, expected dimensions {dims} with {n_rows} rows"
+                raise self._refused(name, rows, problem)
+            found, expected = row_shape(key, array), segments.row_shape(self.path / name, key)
+            if expected is not None and found != expected:
+                problem = (
+                    f"{key} of {name} has rows of shape {found[0] + found[1]}, but those in {self.path} have "
+                    f"{expected[0] + expected[1]}; record another model to another path."
+                )
+                if not self._buffers[name].capacity:
+                    raise ConfigurationError(problem)
+                raise self._refused(name, rows, problem)
+
+    def _refused(self, name: str, rows: Rows, problem: str) -> RecordingError:
+        error = RecordingError(f"{len(rows['example'])} rows of {name} cannot be recorded: {problem}")
+        self.count_missing(name, len(rows["example"]), error)
+        return error
 
     # Metadata
 
-    def _n_examples(self, name: str) -> int | None:
-        n_examples: int | None = schema.read_metadata(self.path / name)["attributes"]["n_examples"]
-        return n_examples
+    def _note_attempt(self) -> None:
+        """Write what is known of the attempt if the disk takes it now; it is written again later."""
+        try:
+            self._write_attempt()
+        except OSError:
+            logger.debug("the attempt's record could not be written yet", exc_info=True)
 
     def _write_attempt(self, finished: str | None = None) -> None:
         attributes = {
@@ -304,6 +351,7 @@ class RunWriter:
             "finished": finished,
             "missing_rows": self.missing_rows,
             "first_error": self._first_error,
+            "complete": self._complete,
         }
         node = self.path / "attempts" / schema.rank_name(self.attempt, self.rank)
         schema.write_metadata(node, schema.group_metadata(attributes))
@@ -338,16 +386,19 @@ def create_run(
     _check_target(path, resume=resume, overwrite=overwrite)
     try:
         if overwrite and path.exists():
-            shutil.rmtree(path)
+            with locked(path):
+                shutil.rmtree(path)
         if not schema.node_exists(path):
             own = {"format": schema.FORMAT, "version": schema.FORMAT_VERSION, "created": _now()}
-            schema.write_metadata(path / "attempts", schema.group_metadata())
             schema.write_metadata(path, schema.group_metadata({"t3vis": own, **attributes}))
-        attempt = max((known["attempt"] for known in segments.attempts(path)), default=-1) + 1
-        writer = RunWriter(path, attempt=attempt, rank=0, start_step=start_step)
-        if attempt:
-            _rewind(writer, start_step)
-    except OSError as error:
+        if not schema.node_exists(path / "attempts"):
+            schema.write_metadata(path / "attempts", schema.group_metadata())
+        with locked(path):  # a sealer may have outlived the trainer that started it
+            attempt = max((known["attempt"] for known in segments.attempts(path)), default=-1) + 1
+            writer = RunWriter(path, attempt=attempt, rank=0, start_step=start_step)
+            if start_step is not None:
+                writer.rewind(start_step)
+    except (OSError, RecordingError) as error:
         raise ConfigurationError(
             f"a run cannot be written at {path}: {error}; "
             "choose a path on a disk that you may write to and that has room."
@@ -359,11 +410,6 @@ def join_run(path: Path, *, rank: int) -> RunWriter:
     """Join, as another process, the attempt that rank 0 has started."""
     latest = max(segments.attempts(path), key=lambda attributes: attributes["attempt"])
     return RunWriter(path, attempt=latest["attempt"], rank=rank, start_step=latest["start_step"])
-
-
-def committed_passes(split: Path) -> list[int]:
-    """Numbers of the passes that are sealed and committed, in increasing order."""
-    return sorted(int(node.parent.name[1:]) for node in split.glob("commits/p*/zarr.json"))
 
 
 def _check_target(path: Path, *, resume: bool, overwrite: bool) -> None:
@@ -381,74 +427,6 @@ def _check_target(path: Path, *, resume: bool, overwrite: bool) -> None:
             f"{path} already holds a run, created {created}; pass resume=True to go on with it from a checkpoint, "
             "overwrite=True to delete it, or choose another path."
         )
-
-
-def _rewind(writer: RunWriter, start_step: int | None) -> None:
-    """Take back what the attempts before this one recorded of steps that this one takes again."""
-    if start_step is None:
-        return
-    for name in split_names(writer.path):
-        split = writer.path / name
-        kind = schema.read_metadata(split)["attributes"]["kind"]
-        for index in committed_passes(split):
-            segments.remove_segments(split, index)  # the sealed arrays hold all of them
-            manifest = schema.read_metadata(split / "commits" / schema.pass_name(index))["attributes"]
-            if kind == "train" and manifest["last_step"] >= start_step:
-                _unseal(writer, name, index, before_step=start_step)
-            elif kind == "eval" and manifest["step"] > start_step:
-                _drop_commit(split, index)
-        if kind == "eval":
-            for index in segments.unsealed_passes(split):
-                found = segments.list_segments(split, index)
-                if not found or found[0].attributes["of_pass"]["step"] > start_step:
-                    segments.remove_segments(split, index)
-
-
-def _unseal(writer: RunWriter, name: str, index: int, *, before_step: int) -> None:
-    """Turn the rows of a sealed epoch that still count into segments of this attempt, then take its commit back."""
-    split = writer.path / name
-    arrays = {}
-    for key, spec in schema.PASS_ARRAYS.items():
-        if schema.node_exists(split / key):
-            arrays[key] = open_sealed(split / key, 1 + len(spec.leading))
-    steps = arrays["step"].read_all((index,))
-    kept = np.flatnonzero((steps >= 0) & (steps < before_step))
-    if len(kept):
-        row_bytes = sum(
-            array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64)) // array.shape[array.row_axis]
-            for array in arrays.values()
-        )
-        capacity = segment_rows(max(row_bytes, 1), None)
-        writer.begin_pass(name, index, {})
-        for start in range(0, len(kept), capacity):
-            ids = kept[start : start + capacity]
-            rows = {key: _read_as_segment(array, index, ids) for key, array in arrays.items()}
-            writer.log(name, {"example": ids, **rows})
-        writer.flush_split(name)
-    _drop_commit(split, index)
-
-
-def _read_as_segment(array: SealedArray, index: int, ids: NDArray[np.int64]) -> NDArray[Any]:
-    if array.row_axis == 1:
-        return array.read((index,), ids)
-    return np.stack([array.read((index, layer), ids) for layer in range(array.shape[1])])
-
-
-def _drop_commit(split: Path, index: int) -> None:
-    """The commit first, then the shards that it vouched for."""
-    shutil.rmtree(split / "commits" / schema.pass_name(index))
-    for key in schema.PASS_ARRAYS:
-        shutil.rmtree(split / key / "c" / str(index), ignore_errors=True)
-
-
-def _spec(name: str) -> schema.ArraySpec:
-    return schema.EXAMPLE_ID if name == schema.EXAMPLE_ID.name else schema.PASS_ARRAYS[name]
-
-
-def _row_shape(name: str, array: NDArray[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes before and after the axis of rows."""
-    axis = len(_spec(name).leading)
-    return array.shape[:axis], array.shape[axis + 1 :]
 
 
 def _now() -> str:

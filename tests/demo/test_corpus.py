@@ -39,12 +39,13 @@ def labelled(n_examples: int, n_classes: int) -> Dataset:
 
 
 class TestDocstringCorpus:
-    def test_thousands_of_examples_in_classes_of_equal_size(self, corpus: Dataset) -> None:
+    def test_thousands_of_examples_and_no_rare_class(self, corpus: Dataset) -> None:
         counts = np.bincount(corpus["label"], minlength=len(DEFAULT_PACKAGES))
         assert corpus.features["label"].names == list(DEFAULT_PACKAGES)
         assert len(DEFAULT_PACKAGES) >= 6
         assert counts.sum() >= 4000
-        assert counts.min() > 0.7 * counts.max()
+        assert counts.max() <= 1500
+        assert counts.min() > 0.4 * counts.max()
 
     def test_no_two_texts_share_their_words(self, corpus: Dataset) -> None:
         keys = [normalized(text) for text in corpus["text"]]
@@ -52,7 +53,7 @@ class TestDocstringCorpus:
 
     def test_texts_are_readable_and_bounded(self, corpus: Dataset) -> None:
         n_words = np.array([len(text.split()) for text in corpus["text"]])
-        assert n_words.min() >= 8
+        assert n_words.min() >= 12
         assert n_words.max() <= 60
         assert not any(mark in text for text in corpus["text"] for mark in ("`", ">>>", "Parameters ---", "\n"))
 
@@ -82,10 +83,10 @@ class TestDocstringCorpus:
         assert one["text"] != other["text"]
 
     def test_a_text_of_two_packages_is_left_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        shared = '"""Return the shared words of both of these packages."""\n'
+        shared = '"""Return the very same words in both of these packages, whichever it is."""\n'
         for name in ("t3vis_one", "t3vis_two"):
             (tmp_path / name).mkdir()
-            own = f'def f():\n    """Do what only the package called {name} ever does."""\n'
+            own = f'def f():\n    """Do what only the package that is called {name} ever does or did."""\n'
             (tmp_path / name / "__init__.py").write_text(shared + own)
             (tmp_path / name / "broken.py").write_text("print 'Python 2'")
         monkeypatch.syspath_prepend(tmp_path)
@@ -113,7 +114,7 @@ class TestProse:
         [
             (
                 """Compute the arithmetic mean along the
-                specified axis of an array.
+                specified axis.
 
                 Returns the average of the elements.
 
@@ -121,21 +122,20 @@ class TestProse:
                 ----------
                 a : array_like
                 """,
-                "Compute the arithmetic mean along the specified axis of an array. "
-                "Returns the average of the elements.",
+                "Compute the arithmetic mean along the specified axis. Returns the average of the elements.",
             ),
             (
-                """Loads a model from the given path on disk.
+                """Loads a model from the given path on disk, with its own tokenizer.
                 Args:
                     path: where it lies
                 """,
-                "Loads a model from the given path on disk.",
+                "Loads a model from the given path on disk, with its own tokenizer.",
             ),
             (
                 """Chinese whispers on a graph
                 ===========================
 
-                Finds communities quickly::
+                Finds communities in a large graph quickly::
 
                     secret = code()
 
@@ -144,7 +144,7 @@ class TestProse:
 
                 >>> run()
                 """,
-                "Chinese whispers on a graph Finds communities quickly::",
+                "Chinese whispers on a graph Finds communities in a large graph quickly::",
             ),
             (
                 """See :func:`~numpy.linalg.norm`, :ref:`the guide <guide>` and [`~models.Bert`] at https://x.org/a.
@@ -154,11 +154,11 @@ class TestProse:
             ),
             (
                 r"""Use :func:`~numpy.linalg.norm` or [`~models.Bert`] with **all** the `options` of
-                :ref:`the guide <guide>`.
+                :ref:`the user guide <guide>`.
                 """,
-                "Use numpy.linalg.norm or models.Bert with all the options of the guide.",
+                "Use numpy.linalg.norm or models.Bert with all the options of the user guide.",
             ),
-            ("Too short to tell a package.", ""),
+            ("Too short to tell which package it comes from.", ""),
             ("", ""),
         ],
         ids=["numpy", "google", "rst", "markup too short", "markup", "short", "empty"],
@@ -217,11 +217,9 @@ class TestReadDataset:
 
     def test_tsv_with_numbers_in_their_order(self, tmp_path: Path) -> None:
         path = tmp_path / "stars.tsv"
-        path.write_text('label\tsentence\n10\ta "fine film\n9\tdull\n')
-        with pytest.raises(ConfigurationError, match="cannot read"):
-            read_dataset(path)
-        path.write_text("label\tsentence\n10\ta fine film\n9\tdull\n")
+        path.write_text('label\tsentence\n10\t"fine" film\n9\t"dull\n')
         dataset = read_dataset(path)
+        assert dataset["text"][:] == ['"fine" film', '"dull']
         assert dataset.features["label"].names == ["9", "10"]
         assert dataset["label"][:] == [1, 0]
 
@@ -288,5 +286,5 @@ class TestReadDataset:
             read_dataset(path)
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigurationError, match="absent.csv"):
+        with pytest.raises(ConfigurationError, match=r"absent\.csv"):
             read_dataset(tmp_path / "absent.csv")

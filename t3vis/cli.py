@@ -1,0 +1,290 @@
+"""The command ``t3vis``: arguments in, one call, text out."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import t3vis
+from t3vis.analyze import analyzed_data_map, analyzed_suspects, split_of
+from t3vis.errors import ConfigurationError, T3VisError
+from t3vis.store.reader import Split, open_run
+
+SUSPECT_COLUMNS = ("rank", "example", "score", "label", "suggested", "confidence", "variability", "correctness", "text")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status, 1 with a message on standard error if it could not be done."""
+    options = parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except T3VisError as error:
+        print(f"t3vis: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line and its help."""
+    root = argparse.ArgumentParser(
+        prog="t3vis",
+        description="Record what a Transformer does with every example while it is fine-tuned, and look at it.",
+    )
+    root.add_argument("--version", action="version", version=f"t3vis {t3vis.__version__}")
+    commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = _command(
+        commands,
+        "demo",
+        _demo,
+        "fine-tune a small Transformer with the recorder on, and find the wrong labels that were planted",
+        "t3vis demo --examples 300 --epochs 1 --output runs/small.zarr",
+    )
+    demo.add_argument("--output", type=Path, default=Path("runs/demo.zarr"), help="where the run goes (%(default)s)")
+    demo.add_argument("--model", help="hub name or folder of a model; default: a small one, trained from scratch")
+    demo.add_argument("--dataset", help="CSV, TSV, JSON or JSONL file, hub name or folder; default: docstrings")
+    demo.add_argument("--examples", type=int, help="use that many examples at most")
+    demo.add_argument("--epochs", type=int, help="epochs to train")
+    demo.add_argument(
+        "--wrong-labels", type=float, default=0.05, metavar="SHARE", help="share of labels to make wrong (%(default)s)"
+    )
+    demo.add_argument("--overwrite", action="store_true", help="delete the run that is at --output")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the model, the batches and the planted errors")
+
+    info = _command(commands, "info", _info, "what a run holds, and what is missing", "t3vis info runs/demo.zarr")
+    info.add_argument("run", type=Path, metavar="RUN", help="path of the run")
+
+    analyze = _command(
+        commands,
+        "analyze",
+        _analyze,
+        "compute data map and label quality, and keep them in the run",
+        "t3vis analyze runs/demo.zarr --burn-in 1",
+    )
+    _run_and_split(analyze)
+    analyze.add_argument("--burn-in", type=int, default=0, metavar="K", help="leave the first K epochs out")
+    analyze.add_argument("--burn-out", type=int, metavar="K", help="leave out what follows the first K epochs")
+
+    suspects = _command(
+        commands,
+        "suspects",
+        _suspects,
+        "examples whose label is probably wrong, most suspicious first",
+        "t3vis suspects runs/demo.zarr --top 10 --csv suspects.csv",
+    )
+    _run_and_split(suspects)
+    suspects.add_argument("--top", type=int, default=20, metavar="N", help="how many (%(default)s)")
+    suspects.add_argument("--csv", type=Path, metavar="FILE", help="write them, with their whole texts, to FILE")
+
+    plot = _command(commands, "plot", _plot, "draw the data map", "t3vis plot runs/demo.zarr --output data_map.png")
+    _run_and_split(plot)
+    plot.add_argument("--output", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: beside the run)")
+    plot.add_argument("--suspects", type=int, default=0, metavar="N", help="ring the N most suspicious examples")
+    return root
+
+
+def _command(commands: Any, name: str, call: Any, what: str, example: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.set_defaults(command=call)
+    return made
+
+
+def _run_and_split(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=Path, metavar="RUN", help="path of the run")
+    command.add_argument("--split", default="train", help="train, or the name of an evaluation set (%(default)s)")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from t3vis.callbacks.recorder import RecorderCallback  # these need torch, which the other commands do not
+    from t3vis.demo.corpus import docstring_corpus, read_dataset
+    from t3vis.demo.train import train_demo
+    from t3vis.plots import plot_data_map, write_figure
+
+    path: Path = options.output
+    recorder = RecorderCallback(path, overwrite=options.overwrite)
+    print(
+        "reading " + (f"{options.dataset} ..." if options.dataset else "the docstrings of the installed packages ...")
+    )
+    dataset = read_dataset(options.dataset) if options.dataset else docstring_corpus(seed=options.seed)
+    if options.examples is not None:
+        dataset = dataset.select(range(min(options.examples, len(dataset))))
+    model_folder = path.with_name(f"{path.stem}-model")
+    chosen = {"epochs": options.epochs} if options.epochs is not None else {}
+    print(f"fine-tuning on {len(dataset):,} examples, {options.wrong_labels:.0%} of them with a wrong label ...")
+    trained = train_demo(
+        recorder,
+        output_dir=model_folder,
+        dataset=dataset,
+        model=options.model,
+        wrong_labels=options.wrong_labels,
+        seed=options.seed,
+        **chosen,
+    )
+    run = open_run(path)
+    mapped, suspects = analyzed_data_map(run, run.train), analyzed_suspects(run, run.train)
+    print(f"held-out accuracy {trained.eval_accuracy:.3f} over {len(trained.class_names)} classes")
+    planted = trained.wrong_label_ids
+    if len(planted):
+        print(planted_errors_found(suspects.ranking(), planted, len(trained.train_dataset)))
+    picture = path.with_name(f"{path.stem}-data-map.png")
+    figure = plot_data_map(mapped, title=path.stem, highlight=planted, highlight_label="planted wrong labels")
+    write_figure(figure, picture)
+    print(f"""
+the run            {path}
+the data map       {picture}
+the model          {model_folder}
+
+look at it with    t3vis info {path}
+                   t3vis suspects {path}
+                   t3vis plot {path}
+or in Python       from t3vis import open_run; run = open_run("{path}")""")
+
+
+def planted_errors_found(ranking: NDArray[np.int64], planted: NDArray[np.int64], n_examples: int) -> str:
+    """How many of the planted wrong labels stand among the top 5 % of the suspects, against the base rate."""
+    n_top = max(round(0.05 * n_examples), 1)
+    n_found = int(np.isin(ranking[:n_top], planted).sum())
+    precision, base_rate = n_found / n_top, len(planted) / n_examples
+    return (
+        f"of {len(planted)} planted wrong labels, {n_found} stand among the top 5 % of suspects ({n_top}): "
+        f"precision {precision:.3f} against a base rate of {base_rate:.3f}, {precision / base_rate:.1f} times as many"
+    )
+
+
+def _info(options: argparse.Namespace) -> None:
+    run = open_run(options.run)
+    attributes = run.attributes
+    print(run.summary())
+    arguments = attributes.get("training_arguments", {})
+    shown = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "seed")
+    print("trained with " + ", ".join(f"{name}={arguments[name]}" for name in shown if name in arguments))
+    print("versions: " + ", ".join(f"{name} {version}" for name, version in attributes.get("versions", {}).items()))
+
+
+def _analyze(options: argparse.Namespace) -> None:
+    run = open_run(options.run)
+    split = split_of(run, options.split)
+    mapped = analyzed_data_map(run, split, burn_in=options.burn_in, burn_out=options.burn_out)
+    suspects = analyzed_suspects(run, split)
+    print(
+        f"{split.name}: {mapped.n_examples:,} examples over {mapped.n_epochs} passes ({split.attributes['mode']} mode)"
+    )
+    for name in ("confidence", "variability", "correctness"):
+        values = mapped.as_columns()[name]
+        known = values[~np.isnan(values)]
+        if len(known):
+            low, middle, high = np.quantile(known, [0.1, 0.5, 0.9])
+            print(f"  {name:<12} median {middle:.3f}, 80 % of examples in {low:.3f} to {high:.3f}")
+    print(
+        f"  never learned: {int(mapped.never_learned.sum()):,}; forgotten at least once: "
+        f"{int((mapped.forgetting_events > 0).sum()):,}"
+    )
+    if mapped.n_never_seen or mapped.n_partly_seen:
+        print(f"  never seen: {mapped.n_never_seen:,}; seen in some passes only: {mapped.n_partly_seen:,}")
+    print(f"  labels with a score above 0.5: {int((suspects.score > 0.5).sum()):,} (t3vis suspects {options.run})")
+    print(f"written to {run.path / 'analysis' / split.name}")
+
+
+def _suspects(options: argparse.Namespace) -> None:
+    run = open_run(options.run)
+    split = split_of(run, options.split)
+    if options.top < 1:
+        raise ConfigurationError(f"--top {options.top}: expected a number of examples, at least 1.")
+    rows = suspect_rows(run, split, options.top)
+    if options.csv is not None:
+        with _opened(options.csv) as file:
+            writer = csv.DictWriter(file, SUSPECT_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        print(f"{len(rows)} suspects written to {options.csv}")
+    print(table(rows, shutil.get_terminal_size((120, 24)).columns))
+
+
+def suspect_rows(run: t3vis.Run, split: Split, n_rows: int) -> list[dict[str, str]]:
+    """The most suspicious examples of a split, one dictionary of texts each, in the order of suspicion."""
+    suspects, mapped = analyzed_suspects(run, split), analyzed_data_map(run, split)
+    ranking = suspects.ranking()
+    ranking = ranking[~np.isnan(suspects.score[ranking])][:n_rows]
+    labels, names, texts = split.labels, split.class_names, list(split.text.values())
+
+    def class_name(label: int) -> str:
+        return names[label] if names is not None and 0 <= label < len(names) else str(label)
+
+    return [
+        {
+            "rank": str(rank + 1),
+            "example": str(example),
+            "score": f"{suspects.score[example]:.3f}",
+            "label": class_name(int(labels[example])),
+            "suggested": class_name(int(suspects.suggested_label[example])),
+            "confidence": f"{mapped.confidence[example]:.3f}",
+            "variability": f"{mapped.variability[example]:.3f}",
+            "correctness": f"{mapped.correctness[example]:.2f}",
+            "text": " | ".join(column[int(example)] for column in texts),
+        }
+        for rank, example in enumerate(ranking.tolist())
+    ]
+
+
+def table(rows: Sequence[dict[str, str]], width: int) -> str:
+    """Rows as text of at most ``width`` columns; the last column is cut to what is left, at least 20."""
+    if not rows:
+        return "none"
+    columns = list(rows[0])
+    clean = [[" ".join(row[column].split()) for column in columns] for row in rows]
+    widths = [max(len(column), *(len(cells[i]) for cells in clean)) for i, column in enumerate(columns)]
+    rest = max(width - sum(widths[:-1]) - 2 * (len(columns) - 1), 20)
+    lines = []
+    for cells in [columns, *clean]:
+        last = cells[-1] if len(cells[-1]) <= rest else cells[-1][: rest - 1] + "…"
+        padded = [cell.ljust(size) for cell, size in zip(cells[:-1], widths[:-1], strict=True)]
+        lines.append("  ".join([*padded, last]).rstrip())
+    return "\n".join(lines)
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from t3vis.plots import plot_data_map, write_figure  # matplotlib is an extra
+
+    run = open_run(options.run)
+    split = split_of(run, options.split)
+    mapped = analyzed_data_map(run, split)
+    highlight = None
+    if options.suspects > 0:
+        highlight = analyzed_suspects(run, split).ranking()[: options.suspects]
+    figure = plot_data_map(
+        mapped,
+        title=f"{run.path.stem}: {split.name}",
+        highlight=highlight,
+        highlight_label=f"{options.suspects} most suspicious labels",
+    )
+    output = options.output or run.path.with_name(f"{run.path.stem}-{split.name}-data-map.png")
+    write_figure(figure, output)
+    print(f"data map written to {output}")
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("w", newline="", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error}; choose another path.") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Sealed passes as a whole: which are committed, which should be, and how a commit is taken back.
+
+A pass is sealed once the group ``<split>/commits/<pass>`` stands, whose attributes are its manifest. A run that is
+resumed from before the end of a sealed epoch turns the rows that still count into segments again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t3vis.store import schema, segments
+from t3vis.store.layout import segment_rows
+from t3vis.store.sealed import SealedArray, open_sealed
+
+_COVERAGE = ("pass", "n_examples", "n_seen", "n_repeated", "n_never", "first_step", "last_step")
+
+
+def committed_passes(split: Path) -> list[int]:
+    """Numbers of the passes that are sealed and committed, in increasing order."""
+    return sorted(int(node.parent.name[1:]) for node in split.glob("commits/p*/zarr.json"))
+
+
+def commit_of(split: Path, index: int) -> dict[str, Any]:
+    """The manifest of a committed pass.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the pass is not committed.
+    """
+    manifest: dict[str, Any] = schema.read_metadata(split / "commits" / schema.pass_name(index))["attributes"]
+    return manifest
+
+
+def writer_said(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the writer said of the pass, without what was counted when it was sealed."""
+    return {key: value for key, value in manifest.items() if key not in _COVERAGE}
+
+
+def complete_passes(run: Path) -> list[str]:
+    """Passes that an attempt completed and no later one has gone on with, but that are not sealed: ``split:pass``."""
+    found = []
+    for attempt in segments.attempts(run):
+        for key in attempt["complete"]:
+            name, _, number = key.rpartition(":")
+            split, index = run / name, int(number)
+            attempts = [segment.attempt for segment in segments.list_segments(split, index)]
+            if index not in committed_passes(split) and max(attempts, default=-1) == attempt["attempt"]:
+                found.append(key)
+    return found
+
+
+def drop_commit(split: Path, index: int) -> None:
+    """Take a commit back: the commit first, then the shards that it vouched for."""
+    shutil.rmtree(split / "commits" / schema.pass_name(index))
+    remove_shards(split, index)
+
+
+def remove_shards(split: Path, index: int) -> None:
+    """Delete the sealed rows of a pass that is not committed."""
+    for name in schema.PASS_ARRAYS:
+        shutil.rmtree(split / name / "c" / str(index), ignore_errors=True)
+
+
+def sealed_rows(split: Path, index: int, *, before_step: int | None) -> Iterator[dict[str, NDArray[Any]]]:
+    """Rows of a sealed pass that were seen (before a step), in the dimensions of segments and of their size."""
+    arrays = {
+        key: open_sealed(split / key, 1 + len(spec.leading))
+        for key, spec in schema.PASS_ARRAYS.items()
+        if schema.node_exists(split / key)
+    }
+    if "step" not in arrays:
+        return
+    steps = arrays["step"].read_all((index,))
+    kept = np.flatnonzero((steps >= 0) & (steps < (np.iinfo(np.int64).max if before_step is None else before_step)))
+    n_bytes = sum(
+        array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64)) // max(array.shape[array.row_axis], 1)
+        for array in arrays.values()
+    )
+    n_rows = segment_rows(max(n_bytes, 1), None)
+    for start in range(0, len(kept), n_rows):
+        ids = kept[start : start + n_rows]
+        yield {"example": ids, **{key: _as_in_segment(array, index, ids) for key, array in arrays.items()}}
+
+
+def _as_in_segment(array: SealedArray, index: int, ids: NDArray[np.int64]) -> NDArray[Any]:
+    if array.row_axis == 1:
+        return array.read((index,), ids)
+    return np.stack([array.read((index, layer), ids) for layer in range(array.shape[1])])
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[int]:
+    """Hold the run's lock: whoever seals has it, and whoever resumes a run waits for it.
+
+    Yields
+    ------
+    The descriptor that holds it. A subprocess that inherits it keeps the lock until it ends. Where the file system
+    knows no locks there is none.
+    """
+    descriptor = os.open(run / "zarr.json", os.O_RDWR)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)

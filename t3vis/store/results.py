@@ -1,0 +1,81 @@
+"""Results of analyses in the store: ``analysis/<split>/<name>``, one array per column, parameters as attributes.
+
+The group's metadata is written last, so that a result is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t3vis.store import schema
+from t3vis.store.layout import row_layout
+from t3vis.store.sealed import open_sealed
+from t3vis.store.shard import write_rows
+
+
+@dataclass(frozen=True)
+class Result:
+    """Columns of shape (n_examples,) by name, and what they were computed from."""
+
+    columns: dict[str, NDArray[Any]]
+    attributes: dict[str, Any]
+
+
+def write_result(
+    run: Path,
+    split: str,
+    name: str,
+    columns: Mapping[str, NDArray[Any]],
+    *,
+    meanings: Mapping[str, str],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Put a result in the place of the one that is there.
+
+    Parameters
+    ----------
+    columns
+        Shape (n_examples,) each.
+    meanings
+        What each column is, for its attributes.
+    attributes
+        What the result was computed from, and how; see ``is_current``.
+    """
+    group = run / "analysis" / split / name
+    for parent in (run / "analysis", run / "analysis" / split):
+        if not schema.node_exists(parent):
+            schema.write_metadata(parent, schema.group_metadata())
+    (group / "zarr.json").unlink(missing_ok=True)
+    shutil.rmtree(group, ignore_errors=True)
+    for column, values in columns.items():
+        rows = np.ascontiguousarray(values)
+        fill: float | int = float("nan") if rows.dtype.kind == "f" else 0
+        layout = row_layout(rows.dtype.itemsize, len(rows))
+        metadata = schema.array_metadata(
+            shape=rows.shape,
+            shard_shape=(layout.shard_rows,),
+            chunk_shape=(layout.chunk_rows,),
+            dtype=rows.dtype.newbyteorder("<").str,
+            fill=bool(fill) if rows.dtype.kind == "b" else fill,
+            dims=("example",),
+            attributes={"description": meanings[column]},
+        )
+        schema.write_metadata(group / column, metadata)
+        write_rows(group / column, (), rows, layout, fill)
+    schema.write_metadata(group, schema.group_metadata(dict(attributes)))
+
+
+def read_result(run: Path, split: str, name: str) -> Result | None:
+    """The result of that name, or ``None`` if there is none."""
+    group = run / "analysis" / split / name
+    if not schema.node_exists(group):
+        return None
+    columns = {node.parent.name: open_sealed(node.parent, 0).read_all() for node in sorted(group.glob("*/zarr.json"))}
+    return Result(columns, schema.read_metadata(group)["attributes"])

@@ -1,0 +1,70 @@
+"""The sealing subprocess as its parent sees it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from t3vis.store.commits import locked
+
+logger = logging.getLogger(__name__)
+
+
+class Sealer:
+    """Runs ``python -m t3vis.store.seal`` in the background, one at a time."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether passes are being sealed now."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, passes: list[str]) -> None:
+        """Begin to seal ``split:pass`` after ``split:pass``, after whatever is being sealed now."""
+        self.wait()
+        if not passes:
+            return
+        package_root = str(Path(__file__).parents[2])
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        with ExitStack() as on_failure, locked(self._run) as lock:
+            output = on_failure.enter_context(tempfile.TemporaryFile())
+            self._process = subprocess.Popen(  # noqa: S603  our own module
+                [sys.executable, "-m", "t3vis.store.seal", str(self._run), *passes],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                pass_fds=(lock,),  # it keeps the lock, also if this process dies
+                start_new_session=True,  # Ctrl-C in the trainer must not reach it
+            )
+            on_failure.pop_all()
+        self._output = output
+
+    def wait(self) -> None:
+        """Until nothing is being sealed; a failure is reported, the segments stay readable then."""
+        if self._process is None or self._output is None:
+            return
+        code = self._process.wait()
+        with self._output as output:
+            output.seek(0)
+            said = output.read().decode(errors="replace").strip()
+        self._process = self._output = None
+        if code:
+            logger.warning(
+                "sealing %s ended with code %d; the run stays readable from its segments. %s", self._run, code, said
+            )

@@ -1,0 +1,131 @@
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import zarr
+
+from t3vis.store import schema, segments
+from t3vis.store.commits import committed_passes
+from t3vis.store.reader import open_run
+from t3vis.store.seal import main, remove_sealed_segments, seal_pass
+
+from .operations import killed_before_each
+from .recordings import Expected, new_run, rows_of, two_epochs
+
+
+def test_sealing_moves_rows_into_the_order_of_the_examples(tmp_path):
+    _, expected = two_epochs(tmp_path, seal=True)
+    remove_sealed_segments(tmp_path, "train")
+    assert segments.passes_with_remains(tmp_path / "train") == []
+    expected.check(open_run(tmp_path).train)
+    group = zarr.open_group(tmp_path / "train", mode="r")
+    for name in expected.names():
+        np.testing.assert_array_equal(group[name][...], expected.array(name), err_msg=name)
+
+
+def test_the_manifest_says_what_was_covered(tmp_path):
+    writer, _ = two_epochs(tmp_path)
+    assert seal_pass(tmp_path, "train", 1) == {
+        "pass": 1, "epoch": 1, "step": 2,
+        "n_examples": 10, "n_seen": 9, "n_repeated": 1, "n_never": 1, "first_step": 2, "last_step": 3,
+    }
+    assert committed_passes(tmp_path / "train") == [1]
+
+
+def test_a_committed_pass_is_left_as_it_is(tmp_path):
+    writer, expected = two_epochs(tmp_path, seal=True)
+    manifest = schema.read_metadata(tmp_path / "train/commits/p0000")["attributes"]
+    writer.begin_pass("train", 2, {})
+    shutil.rmtree(tmp_path / "train/segments")
+    assert seal_pass(tmp_path, "train", 0) == manifest
+    expected.check(open_run(tmp_path).train)
+
+
+def test_passes_may_be_sealed_in_any_order(tmp_path):
+    _, expected = two_epochs(tmp_path)
+    for index in (1, 0):
+        seal_pass(tmp_path, "train", index)
+        expected.check(open_run(tmp_path).train)
+
+
+def test_the_command_keeps_the_segments_of_the_pass_it_sealed_last(tmp_path):
+    _, expected = two_epochs(tmp_path)
+    niceness = os.nice(0)
+    subprocess.run([sys.executable, "-W", "error", "-m", "t3vis.store.seal", tmp_path, "train:0", "train:1"], check=True)
+    assert os.nice(0) == niceness
+    assert committed_passes(tmp_path / "train") == [0, 1]
+    assert segments.unsealed_passes(tmp_path / "train") == [1]
+    expected.check(open_run(tmp_path).train)
+
+
+def test_chunks_keep_their_size_when_the_default_changes(tmp_path, monkeypatch):
+    writer, expected = two_epochs(tmp_path)
+    seal_pass(tmp_path, "train", 0)
+    monkeypatch.setattr("t3vis.store.layout.MIN_CHUNK_ROWS", 2)
+    monkeypatch.setattr("t3vis.store.layout.MAX_CHUNK_ROWS", 4)
+    seal_pass(tmp_path, "train", 1)
+    expected.check(open_run(tmp_path).train)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "train/loss", mode="r")[...], expected.array("loss"))
+
+
+def test_a_split_of_unknown_size_grows(tmp_path):
+    writer, expected = new_run(tmp_path, None), Expected(None)
+    for index, ids in enumerate(([2, 0], [1, 7, 0], [3])):
+        writer.begin_pass("train", index, {})
+        expected.log(writer, index, rows_of(ids, index))
+        writer.flush()
+        expected.check(open_run(tmp_path).train)
+        if index < 2:
+            seal_pass(tmp_path, "train", index)
+            expected.check(open_run(tmp_path).train)
+    assert [record.n_examples for record in open_run(tmp_path).train.passes] == [3, 8, 4]
+
+
+def test_an_epoch_of_which_nothing_could_be_recorded_is_sealed_as_such(tmp_path):
+    writer, expected = two_epochs(tmp_path)
+    seal_pass(tmp_path, "train", 2)
+    train = open_run(tmp_path).train
+    assert (train.passes[2].n_never, train.passes[2].last_step) == (10, -1)
+    assert np.isnan(train.logits[2]).all()
+    assert train.logits.shape[0] == 3
+
+
+def test_killed_at_any_moment_nothing_is_lost_and_the_next_sealer_ends_the_work(tmp_path):
+    template = tmp_path / "template"
+    _, expected = two_epochs(template)
+
+    def copy(number):
+        return shutil.copytree(template, tmp_path / f"{number}")
+
+    def act(path):
+        main([str(path), "train:0", "train:1"])
+        remove_sealed_segments(path, "train")
+
+    for path in killed_before_each(copy, act):
+        expected.check(open_run(path).train)
+        act(path)
+        assert committed_passes(path / "train") == [0, 1]
+        assert segments.passes_with_remains(path / "train") == []
+        expected.check(open_run(path).train)
+
+
+def test_what_a_dead_sealer_left_of_another_array_is_not_read(tmp_path):
+    """Shards of an array that the pass does not have any more would otherwise come back to life with the commit."""
+    writer = new_run(tmp_path)
+    for index, n_layers in ((0, 2), (1, 0)):
+        writer.begin_pass("train", index, {})
+        writer.log("train", rows_of(range(10), index, n_layers=n_layers))
+        writer.flush()
+    seal_pass(tmp_path, "train", 0)
+    shutil.copytree(tmp_path / "train/hidden_states/c/0", tmp_path / "train/hidden_states/c/1")
+    seal_pass(tmp_path, "train", 1)
+    assert np.isnan(open_run(tmp_path).train.hidden_states[1]).all()
+
+
+@pytest.mark.parametrize("name", ["torch", "zarr", "numcodecs"])
+def test_the_sealer_does_not_import(name):
+    code = f"import sys, t3vis.store.seal; sys.exit({name!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
