@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, MethodType
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
@@ -17,7 +18,7 @@ _OWNER = "_t3vis_owner"
 
 def calling_trainer(callback: TrainerCallback) -> Trainer | None:
     """The Trainer whose method is calling the callback: no event hands it over, but its frame is on the stack."""
-    frame: FrameType | None = sys._getframe()
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
         handler = getattr(owner, "callback_handler", None) if isinstance(owner, Trainer) else None
@@ -30,7 +31,8 @@ def calling_trainer(callback: TrainerCallback) -> Trainer | None:
 class Attachment:
     """Methods of one Trainer, wrapped on that instance only, until ``release``.
 
-    A wrapper is called as ``wrapper(original, *args, **kwargs)``.
+    A wrapper is called as ``wrapper(original, *args, **kwargs)``. Nothing here keeps a Trainer alive that has been
+    used: when it is let go of, model and loaders are freed at once, as they would be without the wrappers.
 
     Raises
     ------
@@ -45,37 +47,49 @@ class Attachment:
                     "this Trainer has a RecorderCallback already; give it one only, or detach() the first."
                 )
             owner.release()
-        self.trainer = trainer
-        self._callback = callback
+        self._trainer = weakref.ref(trainer)
+        self._until_used: Trainer | None = trainer  # in ``Trainer(...).train()`` nobody else holds it
+        self._callback = weakref.ref(callback)
         self._released = False
         self._wrapped: dict[str, Callable[..., Any]] = {}
         self._replaced: dict[str, Any] = {}
         for name, wrapper in wrappers.items():
-            self._wrap(name, wrapper)
+            self._wrap(trainer, name, wrapper)
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """The Trainer, ``None`` once it is gone."""
+        return self._trainer()
 
     @property
     def is_active(self) -> bool:
         """Whether the callback is (still) among those of the Trainer."""
-        return not self._released and self._callback in self.trainer.callback_handler.callbacks
+        trainer = self.trainer
+        return not self._released and trainer is not None and self._callback() in trainer.callback_handler.callbacks
 
     def release(self) -> None:
         """Put the original methods back; one that somebody else has wrapped since only calls the original."""
         self._released = True
+        trainer = self.trainer
         for name, replaced in self._replaced.items():
-            if vars(self.trainer).get(name) is not self._wrapped[name]:
+            if trainer is None or vars(trainer).get(name) is not self._wrapped[name]:
                 continue
             if replaced is None:
-                delattr(self.trainer, name)
+                delattr(trainer, name)
             else:
-                setattr(self.trainer, name, replaced)
+                setattr(trainer, name, replaced)
 
-    def _wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
-        original = getattr(self.trainer, name)
+    def _wrap(self, trainer: Trainer, name: str, wrapper: Callable[..., Any]) -> None:
+        bound = getattr(trainer, name)
+        is_own = getattr(bound, "__self__", None) is trainer
+        function = bound.__func__ if is_own else bound
 
-        @functools.wraps(original)
+        @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
+            trainer, self._until_used = self.trainer, None
+            original = MethodType(function, trainer) if is_own else function
             return original(*args, **kwargs) if self._released else wrapper(original, *args, **kwargs)
 
         setattr(wrapped, _OWNER, self)
-        self._replaced[name], self._wrapped[name] = vars(self.trainer).get(name), wrapped
-        setattr(self.trainer, name, wrapped)
+        self._replaced[name], self._wrapped[name] = vars(trainer).get(name), wrapped
+        setattr(trainer, name, wrapped)

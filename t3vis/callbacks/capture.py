@@ -34,11 +34,13 @@ class Batch:
     """What a micro-batch says before the model sees it.
 
     ``ids`` has shape (n,), ``labels`` (n, ...), ``mask`` (n, n_tokens) with 1 for tokens that are not padding.
+    ``main`` is the model's main input, ``None`` if the batch does not hold it under its usual name.
     """
 
     ids: Tensor
     labels: Tensor | None
     mask: Tensor | None
+    main: Tensor | None
     training: bool
 
 
@@ -58,18 +60,22 @@ class Captured:
 class Capture:
     """Hooks on one model that turn the forward pass of an armed micro-batch into rows.
 
-    Only the first forward call after ``arm`` is taken, in training only one that builds a graph, so that further
-    calls within a step (a teacher, a generation) leave no rows. The hooks hold no reference that a deep copy of the
-    model would follow, and a copy's calls are not taken for the model's own.
+    A step may call the model several times (a teacher, another view of the batch, a generation). Its own pass is the
+    first one that is given the batch's main input, else the first one; in training, of those that build a graph.
+    The hooks hold no reference that a deep copy of the model would follow, and a copy's calls are not taken for the
+    model's own.
     """
 
     def __init__(self, model: nn.Module, receive: Callable[[Batch, Any], None], *, hidden_states: bool) -> None:
         self.model = model
+        self._receive = receive
         self._armed: Batch | None = None
+        self._in_doubt: tuple[Batch, Any] | None = None  # outputs that count unless the batch's own pass follows
         self._hooks_before = {number for module in model.modules() for number in module._forward_hooks}
         self._capturing_before = [module for module in model.modules() if _CAPTURING in vars(module)]
         wanted = ["return_dict", *(["output_hidden_states"] if hidden_states else [])]
         wanted = [name for name in wanted if accepts(model, name)]
+        main_input = getattr(model, "main_input_name", "input_ids")
         added: list[str] = []  # keyword arguments that this call was given by the first hook
 
         def due(module: nn.Module) -> Batch | None:
@@ -83,28 +89,34 @@ class Capture:
             added[:] = [] if due(module) is None else [name for name in wanted if not is_asked(module, name, kwargs)]
             return args, kwargs | dict.fromkeys(added, True)
 
-        def after(module: nn.Module, _args: Any, outputs: Any) -> Any:
+        def after(module: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
             batch = due(module)
             if batch is None:
                 return None
-            self._armed = None
-            receive(batch, outputs)
+            given = kwargs.get(main_input, args[0] if args else None)
+            if batch.main is None or given is batch.main:
+                self._armed = self._in_doubt = None
+                receive(batch, outputs)
+            elif self._in_doubt is None:
+                self._in_doubt = batch, outputs
             return without_added(outputs, added) if isinstance(outputs, Mapping) else None
 
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(before, with_kwargs=True),
-            model.register_forward_hook(after),
+            model.register_forward_hook(after, with_kwargs=True),
         ]
 
-    def arm(self, batch: Batch) -> None:
-        """Take the next forward call as that of this micro-batch."""
-        self._armed = batch
+    def arm(self, batch: Batch | None) -> None:
+        """Take forward calls as those of this micro-batch, or none from now on."""
+        self._armed, self._in_doubt = batch, None
 
     def disarm(self) -> bool:
-        """End the micro-batch; True if its forward call was taken."""
-        taken = self._armed is None
-        self._armed = None
-        return taken
+        """End the micro-batch; True if a forward call was taken as its own."""
+        in_doubt, taken = self._in_doubt, self._armed is None
+        self._armed = self._in_doubt = None
+        if in_doubt is not None:
+            self._receive(*in_doubt)
+        return taken or in_doubt is not None
 
     def remove(self) -> None:
         """Leave the model as it was.

@@ -15,6 +15,7 @@ from t3vis.callbacks.attachment import Attachment, calling_trainer
 from t3vis.callbacks.capture import Batch, Capture, Layers, Pooling
 from t3vis.callbacks.example_ids import check_identity, instrument, is_instrumented, source_dataset, take_ids
 from t3vis.callbacks.examples import TextColumns
+from t3vis.callbacks.processes import on_first_process
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
 from t3vis.errors import ConfigurationError, RecordingError
@@ -85,14 +86,16 @@ class RecorderCallback(TrainerCallback):
         self._began = False  # whether what is at the path was begun, or gone on with, by this recorder
         self._has_trained = False
         self._training = False
-        self._detaching = False  # stopped, but ids are still to be taken out of the batches of this training
+        self._detached = False  # by the user: a training that begins is not recorded
+        self._detaching = False  # in mid-training: ids are still to be taken out of its batches
         self._epoch = -1
 
     def attach(self, trainer: Trainer) -> None:
         """Record this Trainer.
 
         Happens by itself when the callback is given to the Trainer's constructor, or at the latest when training
-        begins; call it where a callback added later is to record an evaluation before that.
+        begins. Call it where a callback comes later and is to record an evaluation before any training, or to keep
+        the last rows of a training that is interrupted.
 
         Raises
         ------
@@ -102,6 +105,9 @@ class RecorderCallback(TrainerCallback):
         if self._attachment is not None and self._attachment.trainer is trainer:
             return
         self.detach()
+        self._detached = False
+        if self not in trainer.callback_handler.callbacks:
+            trainer.add_callback(self)
         wrappers: dict[str, Callable[..., Any]] = {
             "train": self._around_train,
             "get_eval_dataloader": self._around_get_eval_dataloader,
@@ -113,11 +119,11 @@ class RecorderCallback(TrainerCallback):
         self._attachment = Attachment(trainer, self, wrappers)
 
     def detach(self) -> None:
-        """Put everything on disk, and leave the Trainer and its model as they were.
+        """Put everything on disk, and leave the Trainer and its model as they were, until ``attach``.
 
         During a training this stops the recording at once; the Trainer's methods are its own again when it ends.
         """
-        self._detaching = self._training
+        self._detached, self._detaching = True, self._training
         self._stop()
         self._session = None
         if not self._detaching:
@@ -135,6 +141,8 @@ class RecorderCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check the configuration, open the store, and find out which epoch comes first."""
+        if self._detached:
+            return
         self.on_init_end(args, state, control)  # a callback added later, or given to two Trainers
         loader = instrument(kwargs["train_dataloader"], self._settings.id_column)
         self._check_evaluation_sets(args)
@@ -230,7 +238,8 @@ class RecorderCallback(TrainerCallback):
             return
         names = dict.fromkeys((*self._trainer.label_names, "labels"))
         labels = next((inputs[name] for name in names if name in inputs), None)
-        batch = Batch(ids, labels, inputs.get("attention_mask"), training)
+        main = inputs.get(getattr(self._trainer.model, "main_input_name", "input_ids"))
+        batch = Batch(ids, labels, inputs.get("attention_mask"), main, training)
         try:
             if training and labels is None and session.is_first(opened.split):
                 raise ConfigurationError(
@@ -241,9 +250,10 @@ class RecorderCallback(TrainerCallback):
             capture.arm(batch)
             try:
                 yield
-            finally:
-                taken = capture.disarm()
-            if not taken:
+            except BaseException:
+                capture.arm(None)
+                raise
+            if not capture.disarm():
                 error = RecordingError("the model's forward was not called in this step, or not for a gradient")
                 session.lose(batch, error)
         except ConfigurationError:
@@ -258,9 +268,10 @@ class RecorderCallback(TrainerCallback):
 
     @property
     def _trainer(self) -> Trainer:
-        if self._attachment is None:
+        trainer = None if self._attachment is None else self._attachment.trainer
+        if trainer is None:
             raise ConfigurationError("the recorder knows no Trainer; call recorder.attach(trainer) first.")
-        return self._attachment.trainer
+        return trainer
 
     def _open_session(self, start_step: int | None, train_dataset: Any = None) -> Session:
         """A session for a training that starts at ``start_step``, or for evaluations only."""
@@ -274,12 +285,10 @@ class RecorderCallback(TrainerCallback):
             self._session.finish()  # a restart with a smaller batch: nothing may be sealed behind its back
         self._unhook()
         if self._has_trained and start_step == 0:
-            self.path, self._began, self._has_trained = _free_path(self._first_path), False, False
-        elif settings.resume and start_step == 0 and not self._training and (self.path / "train").exists():
-            raise ConfigurationError(
-                f"resume=True was asked for {self.path}, but training starts at step 0, which would take back all "
-                "that was recorded; call train(resume_from_checkpoint=...), or pass overwrite=True instead."
-            )
+            self.path = on_first_process(self._trainer, lambda: _free_path(self._first_path))
+            self._began = self._has_trained = False
+        elif settings.resume and start_step == 0 and not self._training:
+            on_first_process(self._trainer, self._check_nothing_trained)
         session = Session(
             self._trainer,
             self.path,
@@ -291,6 +300,13 @@ class RecorderCallback(TrainerCallback):
         )
         self._began = True
         return session
+
+    def _check_nothing_trained(self) -> None:
+        if (self.path / "train").exists():
+            raise ConfigurationError(
+                f"resume=True was asked for {self.path}, but training starts at step 0, which would take back all "
+                "that was recorded; call train(resume_from_checkpoint=...), or pass overwrite=True instead."
+            )
 
     def _check_evaluation_sets(self, args: TrainingArguments) -> None:
         """Refuse before the first step what the first evaluation could not be recorded for."""

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from transformers import Trainer
-from transformers.trainer_utils import has_length
 
 from t3vis.callbacks import provenance
 from t3vis.callbacks.capture import Batch, accepts, captured
 from t3vis.callbacks.example_ids import check_ids
-from t3vis.callbacks.examples import (
-    class_names,
-    is_readable,
-    label_column,
-    text_columns,
-    write_examples,
-    write_vocabulary,
-)
+from t3vis.callbacks.examples import is_readable, text_columns, write_examples, write_vocabulary
+from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.settings import Settings
+from t3vis.callbacks.splits import free_name, size_of, split_attributes, split_name, trained_objective
 from t3vis.callbacks.tasks import LOSS_NAME, Task
-from t3vis.errors import ConfigurationError, RecordingError, StoreError, T3VisError
+from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema
 from t3vis.store.writer import create_run, join_run
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-RESERVED_NAMES = ("train", "analysis", "attempts", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -81,7 +69,7 @@ class Session:
         overwrite: bool,
         train_dataset: Any = None,
     ) -> None:
-        self.trainer = trainer
+        self.trainer: Trainer = weakref.proxy(trainer)  # the Trainer holds the recorder: no circle of references
         self.path = path
         self._settings = settings
         self._is_first_rank = trainer.args.process_index == 0
@@ -93,7 +81,9 @@ class Session:
         self._static: dict[str, tuple[str, ...]] = {}
         self._row_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the splits whose first batch was recorded
         self._warned = False
-        self._on_first_rank(lambda: self._create(train_dataset, start_step, resume=resume, overwrite=overwrite))
+        on_first_process(
+            self.trainer, lambda: self._create(train_dataset, start_step, resume=resume, overwrite=overwrite)
+        )
         if not self._is_first_rank:
             self._writer = join_run(path, rank=trainer.args.process_index)
         if train_dataset is not None:
@@ -130,7 +120,6 @@ class Session:
         self._writer = create_run(
             self.path, self._run_attributes(), start_step=start_step, resume=resume, overwrite=overwrite
         )
-        write_vocabulary(self.path, getattr(self.trainer, "processing_class", None))
 
     def _check_resumable(self, train_dataset: Any) -> None:
         known = schema.run_attributes(self.path)["recorder"]
@@ -152,7 +141,7 @@ class Session:
 
     def _enter_train(self, dataset: Any) -> None:
         try:
-            self._on_first_rank(lambda: self._enter("train", "train", dataset))
+            on_first_process(self.trainer, lambda: self._enter("train", "train", dataset))
         except Exception as error:
             self.abandon()
             if isinstance(error, ConfigurationError):
@@ -165,6 +154,7 @@ class Session:
 
     def _enter(self, name: str, kind: schema.SplitKind, dataset: Any) -> str:
         """Enter a split on the first process; a dataset other than the one of that name gets a name of its own."""
+        write_vocabulary(self.path, getattr(self.trainer, "processing_class", None))
         reading = self._reading(dataset, kind)
         known = schema.node_exists(self.path / name)
         if known and kind == "train":
@@ -174,7 +164,7 @@ class Session:
             name = f"{name}-{fingerprint[:8]}"
             if not schema.node_exists(self.path / name):
                 write_examples(self.path / name, dataset, **reading)
-        self._writer.add_split(name, self._split_attributes(kind, dataset, fingerprint))
+        self._writer.add_split(name, split_attributes(self.trainer, kind, dataset, fingerprint))
         return name
 
     def _reading(self, dataset: Any, kind: schema.SplitKind) -> dict[str, Any]:
@@ -186,19 +176,6 @@ class Session:
             "label_names": self.trainer.label_names,
             "text": text,
             "processor": getattr(self.trainer, "processing_class", None),
-        }
-
-    def _split_attributes(self, kind: schema.SplitKind, dataset: Any, fingerprint: str) -> dict[str, Any]:
-        labels = self.trainer.label_names
-        return {
-            "kind": kind,
-            "mode": kind,
-            "n_examples": size_of(dataset),
-            "fingerprint": fingerprint,
-            "dataset_fingerprint": getattr(dataset, "_fingerprint", None),
-            "columns": list(getattr(dataset, "column_names", None) or []),
-            "label_column": label_column(dataset, labels),
-            "class_names": class_names(dataset, labels, getattr(self.trainer.model, "config", None)),
         }
 
     # Passes
@@ -232,13 +209,13 @@ class Session:
         if key not in self._evaluation_sets:
             taken = {name for name, _ in self._evaluation_sets.values()}
             wanted = split_name(prefix) if is_readable(dataset) else free_name(split_name(prefix), taken)
-            name = self._on_first_rank(lambda: self._enter(wanted, "eval", dataset))
+            name = on_first_process(self.trainer, lambda: self._enter(wanted, "eval", dataset))
             self._evaluation_sets[key] = name, dataset
             self._n_examples[name] = size_of(dataset)
         name, _ = self._evaluation_sets[key]
         if name not in self._n_passes:
             self._n_passes[name] = self._writer.next_pass(name)
-            self._wait_for_all()  # before another rank's first segment is there to be counted
+            wait_for_all(self.trainer)  # before another rank's first segment is there to be counted
         index = self._n_passes[name]
         state = self.trainer.state
         self._writer.begin_pass(name, index, {"epoch": float(state.epoch or 0.0), "step": state.global_step})
@@ -248,7 +225,7 @@ class Session:
     def _end(self, ended: OpenPass | None) -> None:
         """Put the rows of every process on disk, then have the pass sealed."""
         self.flush()
-        self._wait_for_all()
+        wait_for_all(self.trainer)
         if self._is_first_rank and ended is not None and ended.index is not None:
             with self._recording():
                 self._writer.seal(ended.split, ended.index)
@@ -281,7 +258,7 @@ class Session:
             return
         try:
             rows = self._rows(opened.split, batch, outputs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, training is not to suffer from it
             self.lose(batch, error)
             return
         with self._recording():
@@ -375,27 +352,6 @@ class Session:
         except (RecordingError, StoreError, OSError) as error:
             self.report(error, "train", 0)
 
-    # Processes
-
-    def _on_first_rank(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns, or raises, on the first process: the same on every process."""
-        if self.trainer.args.world_size == 1:
-            return work()
-        outcome: list[Any] = [None, None]
-        if self._is_first_rank:
-            try:
-                outcome[0] = work()
-            except (T3VisError, OSError) as error:
-                outcome[1] = error
-        value, failed = broadcast_object_list(outcome)
-        if failed is not None:
-            raise failed
-        return value
-
-    def _wait_for_all(self) -> None:
-        if self.trainer.args.world_size > 1:
-            self.trainer.accelerator.wait_for_everyone()
-
     def _run_attributes(self) -> dict[str, Any]:
         return {
             "model": provenance.model_facts(self.trainer.model),
@@ -405,49 +361,7 @@ class Session:
         }
 
 
-def size_of(dataset: Any) -> int | None:
-    """Number of examples, ``None`` where the dataset does not say."""
-    return len(dataset) if has_length(dataset) else None
-
-
 def row_shapes(rows: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
     """Shape of one row of each array."""
     axes = {name: len(schema.PASS_ARRAYS[name].leading) for name in rows if name in schema.PASS_ARRAYS}
     return {name: rows[name].shape[:axis] + rows[name].shape[axis + 1 :] for name, axis in axes.items()}
-
-
-def split_name(prefix: str) -> str:
-    """Name of an evaluation set's group: the prefix of its metrics, made safe for a file system.
-
-    Examples
-    --------
-    >>> split_name("eval_matched"), split_name("train"), split_name("eval_en/de")
-    ('eval_matched', 'eval_train', 'eval_en_de')
-    """
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", prefix).strip("._") or "eval"
-    return f"eval_{name}" if name in RESERVED_NAMES else name
-
-
-def free_name(name: str, taken: Collection[str]) -> str:
-    """The name, or the first of ``name-2``, ``name-3``, ... that is not taken.
-
-    Examples
-    --------
-    >>> free_name("eval", []), free_name("eval", ["eval", "eval-2"])
-    ('eval', 'eval-3')
-    """
-    candidates = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-    return next(candidate for candidate in candidates if candidate not in taken)
-
-
-def trained_objective(trainer: Trainer) -> dict[str, Any]:
-    """Whether what is trained is the loss that is recorded, and if not, what it is."""
-    if getattr(trainer.compute_loss, "__func__", None) is not Trainer.compute_loss:
-        objective = f"the compute_loss of {type(trainer).__name__}"
-    elif trainer.compute_loss_func is not None:
-        objective = f"the function {getattr(trainer.compute_loss_func, '__name__', 'compute_loss_func')}"
-    elif trainer.label_smoother is not None:
-        objective = f"cross-entropy with label smoothing {trainer.args.label_smoothing_factor:g}"
-    else:
-        return {"trained_objective": "the model's own loss", "differs_from_trained": False}
-    return {"trained_objective": objective, "differs_from_trained": True}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from t3vis.store import schema
 from t3vis.store.layout import segment_rows
+from t3vis.store.schema import spec_of
 
 Rows = Mapping[str, NDArray[Any]]
 
@@ -72,11 +72,6 @@ class Buffer:
     def filled(self) -> dict[str, NDArray[Any]]:
         """The rows that are waiting."""
         return {name: array[_along_rows(name, 0, self.n_rows)] for name, array in self.arrays.items()}
-
-
-def spec_of(name: str) -> schema.ArraySpec:
-    """What an array of a segment is."""
-    return schema.EXAMPLE_ID if name == schema.EXAMPLE_ID.name else schema.PASS_ARRAYS[name]
 
 
 def row_shape(name: str, array: NDArray[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:

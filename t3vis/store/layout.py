@@ -37,7 +37,7 @@ def row_layout(row_bytes: int, n_rows: int | None) -> RowLayout:
     Examples
     --------
     >>> row_layout(768, 100_000)  # 384 values of float16
-    RowLayout(chunk_rows=1024, shard_rows=40960)
+    RowLayout(chunk_rows=1024, shard_rows=43008)
     >>> row_layout(4, 500)  # a loss in a small dataset
     RowLayout(chunk_rows=500, shard_rows=500)
     """

@@ -109,9 +109,7 @@ class RunArray:
                     block[i, j] = self._split._read(self.name, int(index), int(layer), wanted[row_axis])
             else:
                 block[i] = self._split._read(self.name, int(index), 0, wanted[row_axis])
-        trailing = tuple(wanted[row_axis + 1 :])
-        if trailing and any(len(part) != size for part, size in zip(trailing, self._trailing, strict=True)):
-            block = block[(slice(None),) * (row_axis + 1) + np.ix_(*trailing)]
+        block = block[(slice(None),) * (row_axis + 1) + np.ix_(*wanted[row_axis + 1 :])]
         return block[remainder]
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -298,8 +296,10 @@ class Split:
     # How passes are found and read
 
     def _indices(self) -> list[int]:
-        unsealed = segments.unsealed_passes(self.path)  # first: a pass moves from here to there
-        return sorted({*committed_passes(self.path), *unsealed})
+        # Looked for twice, since a pass may move from here to there, or back, in the meantime.
+        committed = committed_passes(self.path)
+        unsealed = segments.unsealed_passes(self.path)
+        return sorted({*committed, *unsealed, *committed_passes(self.path)})
 
     def _commit(self, index: int) -> dict[str, Any] | None:
         try:

@@ -113,6 +113,11 @@ PASS_ARRAYS: dict[str, ArraySpec] = {
 EXAMPLE_ID = ArraySpec("example", "<i8", -1, "id of the example that each row of the segment belongs to")
 
 
+def spec_of(name: str) -> ArraySpec:
+    """What an array of a segment is."""
+    return EXAMPLE_ID if name == EXAMPLE_ID.name else PASS_ARRAYS[name]
+
+
 def pass_name(index: int) -> str:
     """Name of one pass (an epoch, or one evaluation), as groups are named: ``p0003``."""
     return f"p{index:04d}"

@@ -86,7 +86,7 @@ def write_segment(path: Path, rows: Mapping[str, NDArray[Any]], attributes: dict
     """
     schema.write_metadata(path, schema.group_metadata(attributes))
     for name in sorted(rows, key=lambda name: name == schema.EXAMPLE_ID.name):
-        spec = schema.EXAMPLE_ID if name == schema.EXAMPLE_ID.name else schema.PASS_ARRAYS[name]
+        spec = schema.spec_of(name)
         array = np.ascontiguousarray(rows[name], spec.dtype)
         layers = array if spec.leading else array[None]
         chunk_shape = (1, *array.shape[1:]) if spec.leading else array.shape
@@ -320,7 +320,7 @@ def _segment_row_shape(split: Path, name: str) -> RowShape | None:
 
 
 def _around_rows(name: str, shape: Sequence[int]) -> RowShape:
-    n_leading = len(schema.PASS_ARRAYS[name].leading)
+    n_leading = len(schema.spec_of(name).leading)
     return tuple(shape[:n_leading]), tuple(shape[n_leading + 1 :])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema, segments
-from t3vis.store.buffer import Buffer, Rows, n_rows_of, row_shape, spec_of
+from t3vis.store.buffer import Buffer, Rows, n_rows_of, row_shape
 from t3vis.store.commits import (
     commit_of,
     committed_passes,
@@ -315,7 +315,7 @@ class RunWriter:
         n_rows = len(rows["example"])
         for key, array in rows.items():
             if n_rows_of(key, array) != n_rows:
-                dims = spec_of(key).segment_dims()
+                dims = schema.spec_of(key).segment_dims()
                 problem = f"{key} has shape {array.shape}, expected dimensions {dims} with {n_rows} rows"
                 raise self._refused(name, rows, problem)
             found, expected = row_shape(key, array), segments.row_shape(self.path / name, key)

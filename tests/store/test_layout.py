@@ -9,7 +9,7 @@ sizes = st.one_of(st.none(), st.integers(0, 10**7))
 @given(row_bytes=st.integers(1, 1 << 22), n_rows=sizes)
 def test_a_shard_is_a_whole_number_of_chunks_and_not_much_larger_than_asked(row_bytes, n_rows):
     layout = row_layout(row_bytes, n_rows)
-    assert 0 < layout.chunk_rows
+    assert layout.chunk_rows > 0
     assert layout.shard_rows == layout.chunk_rows * layout.chunks_per_shard
     assert layout.chunks_per_shard == 1 or layout.shard_rows * row_bytes <= SHARD_BYTES
     if n_rows is not None:

@@ -38,7 +38,12 @@ def test_arrays_in_another_layout_are_refused_by_name(tmp_path, codec):
     compressor = None if codec is None else zarr.codecs.GzipCodec()
     shards = None if codec is None else (4,)
     zarr.create_array(
-        tmp_path / "a", shape=(8,), dtype="i4", chunks=(2,), shards=shards, compressors=compressor,
+        tmp_path / "a",
+        shape=(8,),
+        dtype="i4",
+        chunks=(2,),
+        shards=shards,
+        compressors=compressor,
         dimension_names=("x",),
     )
     with pytest.raises(StoreError, match=re.escape(str(tmp_path / "a"))):

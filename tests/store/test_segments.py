@@ -1,4 +1,3 @@
-import os
 import re
 
 import numpy as np
@@ -17,7 +16,11 @@ from .recordings import new_run, rows_of, split_attributes, two_epochs
 def write(split, name, *, pass_=0, attempt=0, rank=0, sequence=0, of_pass=None, **rows):
     path = split / "segments" / schema.rank_name(attempt, rank) / name
     attributes = {
-        "pass": pass_, "attempt": attempt, "rank": rank, "sequence": sequence, "n_rows": len(rows["example"]),
+        "pass": pass_,
+        "attempt": attempt,
+        "rank": rank,
+        "sequence": sequence,
+        "n_rows": len(rows["example"]),
         "of_pass": of_pass or {},
     }
     segments.write_segment(path, {key: np.asarray(value) for key, value in rows.items()}, attributes)
@@ -37,7 +40,9 @@ def test_rows_come_back_as_they_were_written_and_zarr_reads_them_too(tmp_path):
     for name in ("logits", "loss", "step"):
         np.testing.assert_array_equal(segment.read(schema.PASS_ARRAYS[name]), rows[name])
     for layer in range(2):
-        np.testing.assert_array_equal(segment.read(schema.PASS_ARRAYS["hidden_states"], layer), rows["hidden_states"][layer])
+        np.testing.assert_array_equal(
+            segment.read(schema.PASS_ARRAYS["hidden_states"], layer), rows["hidden_states"][layer]
+        )
 
 
 def test_the_first_visit_in_order_of_steps_counts_and_all_are_counted(tmp_path):
@@ -47,7 +52,12 @@ def test_the_first_visit_in_order_of_steps_counts_and_all_are_counted(tmp_path):
     np.testing.assert_array_equal(merge.visits, [1, 2, 0, 2, 0])
     np.testing.assert_array_equal(merge.gather("loss", ()), np.array([0, 0.1, np.nan, 0.4, np.nan], np.float32))
     assert merge.coverage() == {
-        "n_examples": 5, "n_seen": 3, "n_repeated": 2, "n_never": 2, "first_step": 4, "last_step": 5,
+        "n_examples": 5,
+        "n_seen": 3,
+        "n_repeated": 2,
+        "n_never": 2,
+        "first_step": 4,
+        "last_step": 5,
     }
 
 
@@ -84,9 +94,7 @@ def test_the_first_attempt_says_what_the_pass_is(tmp_path):
 
 def test_segments_come_in_order_and_incomplete_ones_not_at_all(tmp_path):
     for attempt, rank, sequence in [(1, 0, 0), (0, 1, 0), (0, 0, 11), (0, 0, 2)]:
-        write(
-            tmp_path, f"p0000_s{sequence:06d}", attempt=attempt, rank=rank, sequence=sequence, example=[0], step=[0]
-        )
+        write(tmp_path, f"p0000_s{sequence:06d}", attempt=attempt, rank=rank, sequence=sequence, example=[0], step=[0])
     incomplete = write(tmp_path, "p0003_s000012", pass_=3, sequence=12, example=[0], step=[0])
     (incomplete / "example/c/0").unlink()
     found = [(segment.attempt, segment.rank, segment.sequence) for segment in segments.list_segments(tmp_path, 0)]
@@ -116,13 +124,13 @@ def test_a_segment_that_vanishes_is_told_from_one_that_lacks_an_array(tmp_path):
 def test_a_segment_with_too_few_bytes_is_an_error_that_names_the_file(tmp_path):
     path = write(tmp_path, "p0000_s000000", example=[0, 1], step=[0, 0], loss=[0.0, 0.1])
     other = write(tmp_path / "other", "p0000_s000000", example=[0], step=[0], loss=[0.0])
-    os.replace(other / "loss/c/0", path / "loss/c/0")
+    (other / "loss/c/0").replace(path / "loss/c/0")
     with pytest.raises(StoreError, match=re.escape(str(path / "loss"))):
         merged(tmp_path).gather("loss", ())
 
 
 def test_an_attempt_that_is_just_being_described_is_not_counted(tmp_path):
-    writer, expected = two_epochs(tmp_path / "run")
+    _, expected = two_epochs(tmp_path / "run")
     (tmp_path / "run/attempts/a0001_r0000").mkdir()
     assert list(segments.start_steps(tmp_path / "run")) == [0]
     expected.check(open_run(tmp_path / "run").train)

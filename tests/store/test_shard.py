@@ -42,7 +42,9 @@ def written(draw):
     n_rows = draw(st.sampled_from(sorted(edges)))
     dtype = draw(st.sampled_from(["<f2", "<f4", "<i4", "<i8", "|u1"]))
     trailing = draw(st.sampled_from([(), (1,), (5,)]))
-    bits = np.random.default_rng(draw(st.integers(0, 99))).bytes(n_rows * int(np.prod(trailing)) * np.dtype(dtype).itemsize)
+    bits = np.random.default_rng(draw(st.integers(0, 99))).bytes(
+        n_rows * int(np.prod(trailing)) * np.dtype(dtype).itemsize
+    )
     return np.frombuffer(bits, dtype).reshape(n_rows, *trailing), layout, draw(st.booleans())
 
 

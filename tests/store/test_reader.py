@@ -1,0 +1,401 @@
+import copy
+import re
+import shutil
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from t3vis.errors import StoreError
+from t3vis.store.examples import Columns, ExamplesWriter
+from t3vis.store.reader import RunArray, open_run
+from t3vis.store.seal import remove_sealed_segments, seal_pass
+from t3vis.store.writer import create_run
+
+from .operations import READING, before_operation
+from .recordings import Expected, new_run, rows_of, split_attributes, two_epochs
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Every array of a run with one sealed and one unsealed epoch, and what NumPy holds of it."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    _, expected = two_epochs(path)
+    seal_pass(path, "train", 0)
+    train = open_run(path).train
+    return [(train.array(name), expected.array(name)) for name in ("hidden_states", "logits", "loss", "step")]
+
+
+# Indexing
+
+
+@st.composite
+def indices(draw, shape):
+    """Anything that NumPy takes as an index of an array of this shape, and some that it refuses."""
+    key = []
+    for size in shape[: draw(st.integers(0, len(shape)))]:
+        number = st.integers(-size, size - 1)
+        wild = st.integers(-size - 2, size + 1)
+        key.append(
+            draw(
+                st.one_of(
+                    number,
+                    st.builds(np.int64, number),
+                    st.slices(size),
+                    st.just(slice(None)),
+                    st.lists(number, max_size=4),
+                    hnp.arrays(np.int64, hnp.array_shapes(max_dims=2, max_side=3), elements=number),
+                    hnp.arrays(np.bool_, size),
+                    st.lists(st.booleans(), min_size=size, max_size=size),
+                    wild,
+                    st.lists(wild, min_size=1, max_size=2),
+                    hnp.arrays(np.bool_, size + 1),
+                )
+            )
+        )
+    for extra in draw(st.lists(st.sampled_from([None, Ellipsis]), max_size=2)):
+        key.insert(draw(st.integers(0, len(key))), extra)
+    return key[0] if len(key) == 1 and draw(st.booleans()) else tuple(key)
+
+
+def outcome(array, key):
+    try:
+        return array[key]
+    except IndexError:
+        return IndexError
+
+
+@given(data=st.data(), which=st.integers(0, 3))
+@settings(max_examples=250)
+def test_indexing_is_that_of_numpy(recorded, data, which):
+    array, whole = recorded[which]
+    key = data.draw(indices(whole.shape))
+    expected, found = outcome(whole, copy.deepcopy(key)), outcome(array, key)
+    if expected is IndexError:
+        assert found is IndexError
+    else:
+        assert found is not IndexError
+        np.testing.assert_array_equal(found, expected, strict=True)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        np.arange(20).reshape(2, 10) % 3 == 0,
+        (0, slice(None), [1, 2]),
+        ([0, 1], [3, 4]),
+        (np.array(1), 2),
+        ([[0], [1]], [[2, 3]]),
+        [],
+        (slice(None), [], 0),
+        (Ellipsis, None, 1),
+        (slice(5, 9), 0),
+    ],
+)
+def test_indexing_is_that_of_numpy_in_its_odder_corners(recorded, key):
+    array, whole = recorded[1]
+    np.testing.assert_array_equal(array[key], whole[key], strict=True)
+
+
+@pytest.mark.parametrize(
+    "key", [(0, 0, 0, 0), (Ellipsis, Ellipsis), 1.0, [0.0], "logits", np.ones((2, 9), bool), (0, 10), [[2]]]
+)
+def test_what_is_no_index_is_refused(recorded, key):
+    array, whole = recorded[1]
+    with pytest.raises(IndexError):
+        whole[key]
+    with pytest.raises(IndexError):
+        array[key]
+
+
+def test_an_array_describes_itself(recorded):
+    array, whole = recorded[0]
+    assert (array.shape, array.ndim, array.dtype, len(array)) == (whole.shape, 4, whole.dtype, 2)
+    assert array.dims == ("epoch", "layer", "example", "hidden")
+    assert "pooled" in array.attributes["description"]
+    assert array.attributes["mode"] == "train"
+    assert repr(array) == "<hidden_states (epoch: 2, layer: 2, example: 10, hidden: 4) float16>"
+    np.testing.assert_array_equal(np.asarray(array), whole)
+    assert np.asarray(array, np.float64).dtype == np.float64
+    with pytest.raises(ValueError, match="always a copy"):
+        np.array(array, copy=False)
+
+
+# What a plain Zarr reader sees
+
+
+@pytest.mark.parametrize("moment", ["recording", "closed"])
+def test_zarr_walks_the_tree_without_a_warning_and_every_array_says_what_it_is(tmp_path, moment):
+    writer, expected = two_epochs(tmp_path)
+    write_examples(tmp_path)
+    if moment == "closed":
+        writer.seal("train", 0)
+        writer.seal("train", 1)
+        writer.close()
+    else:
+        seal_pass(tmp_path, "train", 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        group = zarr.open_group(tmp_path, mode="r")
+        members = dict(group.members(max_depth=None))
+        group.tree()
+    arrays = {name: node for name, node in members.items() if isinstance(node, zarr.Array)}
+    assert ("train/segments/a0000_r0000/p0001_s000002/example" in arrays) == (moment == "recording")
+    assert {"train/logits", "train/examples/text/sentence/values", "train/examples/labels"} <= arrays.keys()
+    for name, array in arrays.items():
+        assert len(array.metadata.dimension_names) == array.ndim, name
+        assert None not in array.metadata.dimension_names, name
+        assert array.attrs["description"], name
+    if moment == "closed":
+        for name in expected.names():
+            np.testing.assert_array_equal(group["train"][name][...], expected.array(name), strict=True)
+
+
+# A run that is still being recorded
+
+
+def test_an_open_run_grows(tmp_path):
+    writer = create_run(tmp_path, {})
+    run = open_run(tmp_path)
+    with pytest.raises(StoreError, match="no training pass"):
+        run.train  # noqa: B018
+    assert list(run.evals) == []
+    writer.add_split("train", split_attributes(10))
+    train, expected = run.train, Expected(10)
+    with pytest.raises(StoreError, match="no logits"):
+        train.logits  # noqa: B018
+    step = 0
+    logits: RunArray | None = None
+    for index in range(3):
+        writer.begin_pass("train", index, {"epoch": index, "step": step})
+        for ids in ([3, 1], [2, 2], [9, 0]):
+            expected.log(writer, index, rows_of(ids, step))
+            writer.flush()
+            step += 1
+            expected.check(train)
+            logits = logits or train.logits
+            np.testing.assert_array_equal(logits, expected.array("logits"))
+        if index:
+            seal_pass(tmp_path, "train", index - 1)
+            expected.check(train)
+            remove_sealed_segments(tmp_path, "train", before=index)
+            expected.check(train)
+    assert [record.sealed for record in train.passes] == [True, True, False]
+
+
+def test_a_resumed_attempt_is_seen_before_its_first_row(tmp_path):
+    _, expected = two_epochs(tmp_path)
+    train = open_run(tmp_path).train
+    np.testing.assert_array_equal(train.loss[1], expected.array("loss")[1])
+    create_run(tmp_path, {}, start_step=3, resume=True)
+    expected.take_back(3, set())
+    np.testing.assert_array_equal(train.loss[1], expected.array("loss")[1])
+
+
+READS = {
+    "logits": lambda train: train.logits[:],
+    "layer": lambda train: train.hidden_states[1, 1],
+    "visits": lambda train: train.visits[:],
+    "coverage": lambda train: [(record.n_seen, record.n_repeated, record.step) for record in train.passes],
+    "arrays": lambda train: train.arrays,
+}
+
+
+@pytest.mark.parametrize("what", READS)
+def test_a_pass_may_be_sealed_and_its_segments_removed_at_any_moment_of_reading(tmp_path, what):
+    template = tmp_path / "template"
+    two_epochs(template)
+    expected = READS[what](open_run(template).train)
+    moments = 0
+    while True:
+        path = shutil.copytree(template, tmp_path / f"{moments}")
+
+        def seal(path=path):
+            for index in range(2):
+                seal_pass(path, "train", index)
+            remove_sealed_segments(path, "train")
+
+        with before_operation(moments, path, seal, READING) as watch:
+            np.testing.assert_array_equal(READS[what](open_run(path).train), expected)
+        shutil.rmtree(path)
+        if not watch.happened:
+            break
+        moments += 1
+    assert moments > 5
+
+
+def test_a_pass_may_be_taken_back_at_any_moment_of_reading(tmp_path):
+    template = tmp_path / "template"
+    _, expected = two_epochs(template, seal=True)
+    before = expected.array("logits")
+    expected.take_back(3, {1})
+    after = expected.array("logits")
+    moments = 0
+    while True:
+        path = shutil.copytree(template, tmp_path / f"{moments}")
+
+        def resume(path=path):
+            create_run(path, {}, start_step=3, resume=True)
+
+        with before_operation(moments, path, resume, READING) as watch:
+            found = open_run(path).train.logits[1]
+        assert any(np.array_equal(found, whole[1], equal_nan=True) for whole in (before, after)), moments
+        shutil.rmtree(path)
+        if not watch.happened:
+            break
+        moments += 1
+    assert moments > 5
+
+
+def test_a_reader_in_a_thread_never_sees_a_torn_epoch(tmp_path):
+    """A writer records, seals and removes; whatever the reader sees of an example is its row, or nothing yet."""
+    writer = new_run(tmp_path, 6)
+    n_epochs, faults, finished = 12, [], threading.Event()
+
+    def read():
+        last = False
+        while not last:
+            last = finished.is_set()
+            if not run.train.arrays:
+                continue
+            loss = run.train.loss[:]
+            for index, epoch in enumerate(loss):
+                seen = np.isfinite(epoch)
+                if not (epoch[seen] == 10 * index + np.flatnonzero(seen)).all():
+                    faults.append((index, epoch))
+                if index < len(loss) - 1 and not seen.all():
+                    faults.append((index, epoch))
+
+    run = open_run(tmp_path)
+    reader = threading.Thread(target=read)
+    reader.start()
+    for index in range(n_epochs):
+        writer.begin_pass("train", index, {})
+        for ids in ([5, 0, 3], [1, 4, 2]):
+            rows = rows_of(ids, index, n_layers=0)
+            writer.log("train", {**rows, "loss": np.float32(10 * index) + np.array(ids, np.float32)})
+            writer.flush()
+        seal_pass(tmp_path, "train", index)
+        remove_sealed_segments(tmp_path, "train")
+    finished.set()
+    reader.join()
+    assert faults == []
+    assert run.train.loss.shape == (n_epochs, 6)
+
+
+# What is known of a split, and of an example
+
+
+def write_examples(path):
+    examples = ExamplesWriter(path / "train/examples", 10)
+    examples.add(
+        Columns(
+            labels=np.arange(10) % 3 - 1,
+            length=np.arange(10, dtype=np.int32),
+            token_ids=np.arange(45, dtype=np.int32),
+            n_token_ids=np.arange(10),
+            texts={"sentence": [f"text {i}" for i in range(9)] + [None]},
+        )
+    )
+    examples.close()
+    tokenizer = ExamplesWriter(path / "tokenizer", 3)
+    tokenizer.add(Columns(texts={"token": ["[PAD]", "ge", "##lb"]}))
+    tokenizer.close()
+
+
+def test_an_example_is_all_that_is_known_of_it(tmp_path):
+    writer, expected = two_epochs(tmp_path)
+    write_examples(tmp_path)
+    writer.describe("train", {"class_names": ["low", "high"]})
+    run = open_run(tmp_path)
+    example = run.train.example(2)
+    assert (example.text, example.label, example.label_name) == ({"sentence": "text 2"}, 1, "high")
+    assert example.token_ids.tolist() == [1, 2]
+    for name, array in example.arrays.items():
+        whole = expected.array(name)
+        np.testing.assert_array_equal(array, whole[:, :, 2] if name == "hidden_states" else whole[:, 2])
+    assert example.loss.shape == (2,)
+    assert example.logits.shape == (2, 3)
+    assert example.hidden_states.shape == (2, 2, 4)
+    text = repr(example)
+    best = expected.array("logits")[:, 2].argmax(-1)
+    assert "predicted: " + " ".join(["low", "high", "2"][i] for i in best) in text
+    assert "sentence: text 2" in text
+    assert run.train.example(0).label_name is None
+    assert "predicted: - " in repr(run.train.example(6)) or " -" in repr(run.train.example(6))
+    assert run.train.labels.tolist() == [-1, 0, 1] * 3 + [-1]
+    assert run.train.length.tolist() == list(range(10))
+    assert run.train.token_ids[3].tolist() == [3, 4, 5]
+    assert run.tokens([2, 0, 1]) == ["##lb", "[PAD]", "ge"]
+    for wrong in (-1, 10):
+        with pytest.raises(IndexError, match="has 10"):
+            run.train.example(wrong)
+
+
+@pytest.mark.parametrize("name", ["labels", "targets"])
+def test_labels_and_lengths_that_the_batches_carried_are_those_first_seen(tmp_path, name):
+    writer = new_run(tmp_path, 4)
+    for index, (ids, values) in enumerate((([2, 0], [5, 6]), ([0, 1], [7, 8]))):
+        writer.begin_pass("train", index, {})
+        value = np.array(values) if name == "labels" else np.array(values, np.float32)[:, None]
+        writer.log("train", {**rows_of(ids, index), name: value, "length": np.array(values, np.int32)})
+        writer.flush()
+        train = open_run(tmp_path).train
+    unknown = -1 if name == "labels" else np.nan
+    np.testing.assert_array_equal(train.labels.reshape(4), np.array([6, 8, 5, unknown]))
+    assert train.length.tolist() == [6, 8, 5, -1]
+
+
+def test_where_nothing_is_known_of_labels_they_are_unknown(tmp_path):
+    two_epochs(tmp_path)
+    train = open_run(tmp_path).train
+    assert train.labels.tolist() == [-1] * 10
+    assert train.length.tolist() == [-1] * 10
+    assert (train.text, train.token_ids, train.class_names, train.layers) == ({}, None, None, [])
+
+
+def test_the_summary_says_what_is_there_and_what_is_missing(tmp_path):
+    writer, _ = two_epochs(tmp_path)
+    seal_pass(tmp_path, "train", 0)
+    writer.add_split("eval", split_attributes(3, "eval"))
+    writer.begin_pass("eval", 0, {"epoch": 0.5, "step": 2})
+    writer.log("eval", rows_of([0, 1, 2], 2))
+    writer.flush()
+    writer.count_missing("train", 1234, OSError("the disk"))
+    create_run(tmp_path, {}, start_step=4, resume=True)
+    run = open_run(tmp_path)
+    summary = run.summary()
+    for line in (
+        "Tiny, begun 20",
+        "train: 10 examples, recorded in train mode",
+        "<hidden_states (epoch: 2, layer: 2, example: 10, hidden: 4) float16>",
+        "epoch 0: step 0, 10 seen\n",
+        "epoch 1: step 2, 9 seen, 1 never, 1 more than once (in progress)",
+        "evaluation at epoch 0.5: step 2, 3 seen (in progress)",
+        "resumed from step 4",
+        "1,234 rows could not be recorded: OSError: the disk",
+    ):
+        assert line in summary, line
+    assert run._repr_html_() == "<pre>" + summary.replace("<", "&lt;").replace(">", "&gt;") + "</pre>"
+    assert repr(run.train) == f"<train of {tmp_path.name}: 10 examples, 2 passes>"
+    assert repr(run.evals) == "<evaluations: eval>"
+    assert list(run.splits) == ["train", "eval"]
+    assert run.evals["eval"].logits.dims == ("evaluation", "example", "class")
+    with pytest.raises(KeyError, match="recorded are: eval"):
+        run.evals["eval_b"]
+
+
+def test_a_run_without_a_tokenizer_cannot_tell_tokens(tmp_path):
+    new_run(tmp_path)
+    with pytest.raises(StoreError, match="processing_class"):
+        open_run(tmp_path).tokens([1])
+
+
+def test_a_path_without_a_run_is_refused_when_it_is_opened(tmp_path):
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path / "x.zarr"))):
+        open_run(tmp_path / "x.zarr")

@@ -1,0 +1,50 @@
+import numpy as np
+import zarr
+
+from t3vis.store.results import read_result, write_result
+
+from .operations import killed_before_each
+from .recordings import new_run
+
+MEANINGS = {"confidence": "mean probability", "never_learned": "mask", "events": "count"}
+
+
+def columns(seed):
+    rng = np.random.default_rng(seed)
+    return {"confidence": rng.random(7), "never_learned": rng.random(7) > 0.5, "events": rng.integers(0, 9, 7)}
+
+
+def test_columns_come_back_as_they_were_and_zarr_reads_them_too(tmp_path):
+    new_run(tmp_path)
+    write_result(tmp_path, "train", "data_map", columns(0), meanings=MEANINGS, attributes={"burn_in": 1})
+    found = read_result(tmp_path, "train", "data_map")
+    assert found.attributes == {"burn_in": 1}
+    assert found.columns.keys() == MEANINGS.keys()
+    group = zarr.open_group(tmp_path / "analysis/train/data_map", mode="r")
+    for name, values in columns(0).items():
+        np.testing.assert_array_equal(found.columns[name], values, strict=True)
+        np.testing.assert_array_equal(group[name][...], values, strict=True)
+        assert group[name].attrs["description"] == MEANINGS[name]
+
+
+def test_what_was_not_computed_is_not_there(tmp_path):
+    assert read_result(tmp_path, "train", "data_map") is None
+
+
+def test_killed_at_any_moment_of_replacing_a_result_the_old_the_new_or_none_is_there(tmp_path):
+    def start(number):
+        path = tmp_path / f"{number}"
+        new_run(path)
+        write_result(path, "train", "data_map", columns(0), meanings=MEANINGS, attributes={"seed": 0})
+        return path
+
+    def act(path):
+        write_result(path, "train", "data_map", columns(1), meanings=MEANINGS, attributes={"seed": 1})
+
+    for path in killed_before_each(start, act):
+        found = read_result(path, "train", "data_map")
+        if found is not None:
+            for name, values in columns(found.attributes["seed"]).items():
+                np.testing.assert_array_equal(found.columns[name], values)
+        act(path)
+        assert read_result(path, "train", "data_map").attributes == {"seed": 1}

@@ -1,0 +1,193 @@
+"""The command line, run as a user runs it: on a run that a real Trainer has recorded."""
+
+import argparse
+import contextlib
+import csv
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from t3vis import open_run
+from t3vis.cli import main, parser, planted_errors_found, table
+from t3vis.store.results import read_result
+
+RUN = Path("runs/demo.zarr")
+
+
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the demo has been run, on few examples."""
+    folder = tmp_path_factory.mktemp("cli")
+    with contextlib.chdir(folder):
+        assert main(["demo", "--examples", "240", "--epochs", "2", "--output", str(RUN)]) == 0
+    return folder
+
+
+@pytest.fixture
+def in_demo_folder(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(demo_folder)
+    return demo_folder
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    actions = [action for action in parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(actions[0].choices)
+
+
+def example_of(command: argparse.ArgumentParser) -> list[str]:
+    found = re.fullmatch(r"example: t3vis (.+)", command.epilog or "")
+    assert found, f"{command.prog} has no example in its help"
+    return shlex.split(found[1])
+
+
+@pytest.mark.parametrize("name", ["demo", "info", "analyze", "suspects", "plot"])
+def test_example_in_help_runs(name: str, in_demo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = example_of(commands()[name])
+    assert arguments[0] == name
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_every_command_is_tested_above() -> None:
+    assert sorted(commands()) == ["analyze", "demo", "info", "plot", "suspects"]
+
+
+def test_demo_says_where_to_look_and_how_many_errors_it_found(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--examples", "120", "--epochs", "1", "--output", "runs/tiny.zarr"]) == 0
+    printed = capsys.readouterr().out
+    for path in re.findall(r"^the (?:run|data map|model)\s+(\S+)$", printed, re.MULTILINE):
+        assert Path(path).exists()
+    assert len(re.findall(r"^the (?:run|data map|model) ", printed, re.MULTILINE)) == 3
+    run = open_run("runs/tiny.zarr")
+    assert run.train.n_examples == 108
+    assert "of 5 planted wrong labels" in printed  # 5 % of 108, rounded
+    assert run.epochs[0].n_never == 0
+    assert run.missing_rows == 0
+
+
+def test_demo_refuses_to_overwrite_unless_asked(in_demo_folder: Path, capsys) -> None:
+    before = open_run(RUN).attributes["t3vis"]["created"]
+    assert main(["demo", "--examples", "60", "--epochs", "1", "--output", str(RUN)]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert open_run(RUN).attributes["t3vis"]["created"] == before
+
+
+def test_demo_on_a_file_of_ones_own(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"{word} {i} of many words", "label": word} for i in range(40) for word in ("good", "bad")]
+    with Path("mine.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert main(["demo", "--dataset", "mine.csv", "--epochs", "1", "--output", "mine.zarr", "--wrong-labels", "0"]) == 0
+    assert "planted wrong labels," not in capsys.readouterr().out
+    run = open_run("mine.zarr")
+    assert run.train.class_names == ["bad", "good"]
+    assert {run.train.text["text"][i] for i in range(72)} < {row["text"] for row in rows}
+
+
+def test_planted_errors_found_counts_the_top_twentieth() -> None:
+    ranking = np.arange(100)[::-1]  # 99 is the most suspicious; the top 5 % are 99, 98, 97, 96, 95
+    said = planted_errors_found(ranking, np.array([0, 50, 95, 96]), 100)
+    assert "of 4 planted wrong labels, 2 stand among the top 5 % of suspects (5)" in said
+    assert "precision 0.400 against a base rate of 0.040, 10.0 times as many" in said
+
+
+def test_info_names_model_settings_and_coverage(in_demo_folder: Path, capsys) -> None:
+    assert main(["info", str(RUN)]) == 0
+    printed = capsys.readouterr().out
+    for part in (
+        "BertForSequenceClassification",
+        "train: 216 examples",
+        "epoch 1: step 7, 216 seen",
+        "learning_rate",
+        "transformers 5.",
+        "eval: 24 examples",
+    ):
+        assert part in printed
+
+
+def test_suspects_are_the_ranking_of_the_analysis(in_demo_folder: Path, capsys) -> None:
+    assert main(["suspects", str(RUN), "--top", "7", "--csv", "seven.csv"]) == 0
+    printed = capsys.readouterr().out
+    with Path("seven.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rank"] for row in rows] == list("1234567")
+    split = open_run(RUN).train
+    result = read_result(RUN, "train", "label_quality")
+    assert result is not None
+    scores = result.columns["score"]
+    assert [float(row["score"]) for row in rows] == pytest.approx(np.sort(scores)[::-1][:7], abs=6e-4)
+    for row in rows:
+        example = split.example(int(row["example"]))
+        assert row["text"].startswith(example.text["text"])
+        assert row["label"] == example.label_name
+        assert row["suggested"] != row["label"]
+        assert row["example"] in printed
+
+
+def test_analyze_computes_again_only_when_something_changed(in_demo_folder: Path) -> None:
+    marker = RUN / "analysis" / "train" / "data_map" / "zarr.json"
+
+    def analyzed(*options: str) -> int:
+        assert main(["analyze", str(RUN), *options]) == 0
+        return marker.stat().st_mtime_ns
+
+    first = analyzed()
+    assert analyzed() == first
+    assert analyzed("--burn-in", "1") > first
+    assert read_result(RUN, "train", "data_map").attributes["parameters"] == {"burn_in": 1, "burn_out": None}
+
+
+def test_analysis_is_plain_zarr(in_demo_folder: Path) -> None:
+    import zarr
+
+    assert main(["analyze", str(RUN)]) == 0
+    group = zarr.open_group(RUN, mode="r")["analysis/train/data_map"]
+    assert group["confidence"].shape == (216,)
+    assert group["confidence"].metadata.dimension_names == ("example",)
+    assert group["confidence"].attrs["description"]
+    result = read_result(RUN, "train", "data_map")
+    np.testing.assert_array_equal(group["never_learned"][:], result.columns["never_learned"])
+
+
+def test_analyze_an_evaluation_set(in_demo_folder: Path, capsys) -> None:
+    assert main(["analyze", str(RUN), "--split", "eval"]) == 0
+    assert "24 examples over 2 passes (eval mode)" in capsys.readouterr().out
+
+
+def test_plot_writes_beside_the_run(in_demo_folder: Path, capsys) -> None:
+    assert main(["plot", str(RUN), "--suspects", "3"]) == 0
+    written = Path("runs/demo-train-data-map.png")
+    assert str(written) in capsys.readouterr().out
+    assert written.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "nowhere.zarr"], "expected a t3vis run at nowhere.zarr, found nothing"),
+        (["analyze", str(RUN), "--split", "dev"], "holds no split 'dev'; it holds: train, eval"),
+        (["analyze", str(RUN), "--burn-in", "9"], "burn_in=9"),
+        (["suspects", str(RUN), "--top", "0"], "--top 0"),
+        (["suspects", str(RUN), "--csv", "no/such/folder.csv"], "cannot be written"),
+        (["plot", str(RUN), "--output", "map.bmp"], ".bmp"),
+        (["demo", "--dataset", "missing.csv", "--output", "new.zarr"], "missing.csv"),
+    ],
+)
+def test_errors_are_one_line_and_status_1(arguments, message, in_demo_folder: Path, capsys) -> None:
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("t3vis: ")
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_table_cuts_the_last_column_only() -> None:
+    rows = [{"a": "1", "text": "x" * 50}, {"a": "22", "text": "short\nlines"}]
+    assert table(rows, 30).splitlines() == ["a   text", "1   " + "x" * 25 + "…", "22  short lines"]
+    assert table([], 30) == "none"
