@@ -1,8 +1,9 @@
-"""Rows of one split on their way to a segment."""
+"""Rows of one split on their way to a segment: a ring of two, one being filled while the other is written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,10 @@ Rows = Mapping[str, NDArray[Any]]
 
 @dataclass
 class Buffer:
-    """Rows of one split that are not yet on disk; one segment's worth of memory, whatever the size of the dataset.
+    """Rows of one split that are not yet on disk; two segments' worth of memory, whatever the size of the dataset.
 
     ``index`` and ``of_pass`` are of the pass that the rows belong to, ``sequence`` the number of the next segment.
+    ``arrays`` are being filled; ``others`` are free once ``writing`` is done.
     """
 
     n_examples: int | None
@@ -29,6 +31,8 @@ class Buffer:
     capacity: int = 0
     n_rows: int = 0
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    others: dict[str, NDArray[Any]] = field(default_factory=dict)
+    writing: Future[None] | None = None
 
     @property
     def is_full(self) -> bool:
@@ -51,14 +55,24 @@ class Buffer:
             for name, (lead, trail) in per_row.items()
         )
         self.capacity = segment_rows(max(row_bytes, 1), self.n_examples)
-        self.arrays = {
-            name: np.empty((*lead, self.capacity, *trail), spec_of(name).dtype)
-            for name, (lead, trail) in per_row.items()
-        }
+        self.arrays, self.others = (
+            {
+                name: np.empty((*lead, self.capacity, *trail), spec_of(name).dtype)
+                for name, (lead, trail) in per_row.items()
+            }
+            for _ in range(2)
+        )
+        self.writing = None
 
     def release(self) -> None:
         """Give the memory back; the buffer is as before the first row."""
-        self.arrays, self.capacity, self.n_rows = {}, 0, 0
+        self.arrays, self.others, self.writing, self.capacity, self.n_rows = {}, {}, None, 0, 0
+
+    def turn(self, writing: Future[None]) -> None:
+        """Fill the other arrays from now on, as soon as they are free; ``writing`` frees these."""
+        if self.writing is not None:
+            wait([self.writing])
+        self.arrays, self.others, self.writing, self.n_rows = self.others, self.arrays, writing, 0
 
     def take(self, rows: Rows, start: int) -> int:
         """Copy the rows from number ``start`` on, as many as there is room for; returns how many."""

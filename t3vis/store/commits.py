@@ -54,7 +54,8 @@ def complete_passes(run: Path) -> list[str]:
             name, _, number = key.rpartition(":")
             split, index = run / name, int(number)
             attempts = [segment.attempt for segment in segments.list_segments(split, index)]
-            if index not in committed_passes(split) and max(attempts, default=-1) == attempt["attempt"]:
+            stands = index not in committed_passes(split) and index in segments.unsealed_passes(split)
+            if stands and max(attempts, default=-1) == attempt["attempt"]:
                 found.append(key)
     return found
 
@@ -71,8 +72,8 @@ def remove_shards(split: Path, index: int) -> None:
         shutil.rmtree(split / name / "c" / str(index), ignore_errors=True)
 
 
-def sealed_rows(split: Path, index: int, *, before_step: int | None) -> Iterator[dict[str, NDArray[Any]]]:
-    """Rows of a sealed pass that were seen (before a step), in the dimensions of segments and of their size."""
+def sealed_rows(split: Path, index: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """Rows of a sealed pass that were seen, in the dimensions of segments and of their size."""
     arrays = {
         key: open_sealed(split / key, 1 + len(spec.leading))
         for key, spec in schema.PASS_ARRAYS.items()
@@ -81,7 +82,7 @@ def sealed_rows(split: Path, index: int, *, before_step: int | None) -> Iterator
     if "step" not in arrays:
         return
     steps = arrays["step"].read_all((index,))
-    kept = np.flatnonzero((steps >= 0) & (steps < (np.iinfo(np.int64).max if before_step is None else before_step)))
+    kept = np.flatnonzero(steps >= 0)
     n_bytes = sum(
         array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64)) // max(array.shape[array.row_axis], 1)
         for array in arrays.values()

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -23,6 +24,28 @@ FORMAT_VERSION = 1
 
 SplitKind = Literal["train", "eval"]
 PASS_DIM: dict[SplitKind, str] = {"train": "epoch", "eval": "evaluation"}
+
+
+class Node(Protocol):
+    """A place in a run: a ``Path``, or its like in a copy at a URL (``storage.RemotePath``). Reading needs no more."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def parent(self) -> Node: ...  # noqa: D102
+
+    def __truediv__(self, name: str, /) -> Node: ...
+
+    def joinpath(self, *names: str) -> Node: ...  # noqa: D102
+
+    def exists(self) -> bool: ...  # noqa: D102
+
+    def is_file(self) -> bool: ...  # noqa: D102
+
+    def read_bytes(self) -> bytes: ...  # noqa: D102
+
+    def glob(self, pattern: str, /) -> Iterable[Node]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -189,7 +212,7 @@ def write_metadata(node: Path, metadata: dict[str, Any]) -> None:
         raise
 
 
-def read_metadata(node: Path) -> dict[str, Any]:
+def read_metadata(node: Node) -> dict[str, Any]:
     """The ``zarr.json`` of ``node``.
 
     Raises
@@ -209,12 +232,12 @@ def read_metadata(node: Path) -> dict[str, Any]:
     return metadata
 
 
-def node_exists(node: Path) -> bool:
+def node_exists(node: Node) -> bool:
     """Whether a Zarr group or array stands at ``node``."""
     return (node / "zarr.json").is_file()
 
 
-def run_attributes(path: Path) -> dict[str, Any]:
+def run_attributes(path: Node) -> dict[str, Any]:
     """What the root of the run at ``path`` says of itself.
 
     Raises

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from t3vis.store import schema, segments
+from t3vis.store.codecs import codec_metadata, encoder
 from t3vis.store.commits import commit_of, remove_shards
+from t3vis.store.durable import sync_tree
 from t3vis.store.layout import row_layout
+from t3vis.store.options import StorageOptions
 from t3vis.store.sealed import open_sealed
 from t3vis.store.shard import write_rows
 
@@ -35,12 +38,19 @@ def seal_pass(run: Path, split_name: str, index: int) -> dict[str, Any]:
     attributes = schema.read_metadata(split)["attributes"]
     kind: schema.SplitKind = attributes["kind"]
     found = segments.list_segments(split, index)
-    merged = segments.merge(found, segments.start_steps(run), attributes["n_examples"], kind)
+    merged = segments.merge(found, segments.limits(run), attributes["n_examples"], kind)
     remove_shards(split, index)  # what a sealer that died left there: a truncated shard would spoil its own rewrite
-    for name, row_shape in merged.arrays().items():
-        _seal_array(split, kind, index, merged, name, row_shape, attributes)
+    options = StorageOptions.of(run)
+    shapes = merged.arrays()
+    for name, row_shape in shapes.items():
+        _seal_array(split, kind, index, merged, name, row_shape, attributes, options)
     manifest = {"pass": index, **merged.of_pass(), **merged.coverage()}
+    if options.durability == "fsync":
+        for name in shapes:
+            sync_tree(split / name / "c" / str(index), run)
     schema.write_metadata(commit, schema.group_metadata(manifest))
+    if options.durability == "fsync":
+        sync_tree(commit, run)
     return manifest
 
 
@@ -52,6 +62,7 @@ def _seal_array(
     name: str,
     row_shape: tuple[int, ...],
     attributes: dict[str, Any],
+    options: StorageOptions,
 ) -> None:
     """Write one array of the pass, layer by layer, then let its shape cover it."""
     spec = schema.PASS_ARRAYS[name]
@@ -76,24 +87,26 @@ def _seal_array(
             "mode": attributes["mode"],
             **attributes["arrays"].get(name, {}),
         },
+        codecs=codec_metadata(options.compression, np.dtype(spec.dtype)),
     )
+    encode = encoder(options.compression, np.dtype(spec.dtype))
     if not schema.node_exists(array):
         schema.write_metadata(array, metadata)  # before the shards, so that no reader finds a directory without it
     for layer in range(leading[0] if leading else 1):
         rows = merged.gather(name, trailing, layer)
-        write_rows(array, (index, layer) if leading else (index,), rows, layout, spec.fill)
+        write_rows(array, (index, layer) if leading else (index,), rows, layout, spec.fill, encode)
     covered = (index + 1, *metadata["shape"][1:])
     metadata["shape"] = list(map(max, covered, schema.read_metadata(array)["shape"]))
     schema.write_metadata(array, metadata)
 
 
 def remove_sealed_segments(run: Path, split_name: str, *, before: int | None = None) -> None:
-    """Delete the segments of committed passes; ``before`` keeps those of that pass and later ones."""
-    split = run / split_name
+    """Delete segments that committed passes have no more need of; ``before`` spares that pass and later ones."""
+    split, lineage = run / split_name, segments.lineage(run)
     for index in segments.passes_with_remains(split):
         committed = schema.node_exists(split / "commits" / schema.pass_name(index))
         if committed and (before is None or index < before):
-            segments.remove_segments(split, index)
+            segments.remove_sealed(split, index, lineage)
 
 
 def main(arguments: list[str]) -> None:

@@ -1,11 +1,12 @@
-"""One sealed array as it lies on disk, read without zarr-python."""
+"""One sealed array as it lies on disk or in a copy, read without zarr-python."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,52 @@ from numpy.typing import NDArray
 from t3vis.errors import StoreError
 from t3vis.store import schema
 from t3vis.store.layout import RowLayout
-from t3vis.store.shard import Buffer, Codec, RowNumbers, read_rows
+from t3vis.store.shard import Buffer, Codec, RowNumbers, Shard, ShardFile, pieces, read_from_shard
+from t3vis.store.storage import RemotePath, open_shard
+
+_PARALLEL_BYTES = 16 << 20  # below, starting threads costs more than they save (benchmarks/bench_store.py)
+_N_THREADS = 2
+N_REMOTE_THREADS = 8
+
+
+class HeldShards:
+    """Shards that are kept open for the next read.
+
+    When there are too many all are let go; each is closed when its last user is done.
+    """
+
+    LIMIT = 64
+
+    def __init__(self) -> None:
+        self._shards: dict[Hashable, Shard] = {}
+
+    def get(self, key: Hashable) -> Shard | None:
+        """The shard that was kept under this key."""
+        return self._shards.get(key)
+
+    def keep(self, key: Hashable, shard: Shard) -> None:
+        """Keep an open shard."""
+        if len(self._shards) >= self.LIMIT:
+            self._shards = {}
+        self._shards[key] = shard
+
+    def clear(self) -> None:
+        """Let all of them go."""
+        self._shards = {}
+
+    def __len__(self) -> int:
+        return len(self._shards)
 
 
 @dataclass(frozen=True)
 class SealedArray:
-    """An array of whole shards whose leading axes are chunked by one and whose trailing axes are whole."""
+    """An array of whole shards whose leading axes are chunked by one and whose trailing axes are whole.
 
-    path: Path
+    Shards that were read stay open: the array goes on to see what was there when it read first, also when it is
+    deleted or replaced.
+    """
+
+    path: schema.Node
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fill: float | int
@@ -30,20 +69,141 @@ class SealedArray:
     layout: RowLayout
     row_axis: int
     decode: Codec | None
+    held: HeldShards = field(default_factory=HeldShards, repr=False, compare=False)
+    _token: object = field(default_factory=object, repr=False, compare=False)  # shards are kept for this one only
 
-    def read(self, leading: tuple[int, ...], rows: RowNumbers) -> NDArray[Any]:
-        """Rows (in increasing order, or a range of step 1) of one leading index, shape (n, *trailing)."""
-        out = np.empty((len(rows), *self.shape[self.row_axis + 1 :]), self.dtype)
-        read_rows(self.path, leading, rows, out, self.layout, self.fill, self.decode)
+    @property
+    def n_rows(self) -> int:
+        """Length of the axis that counts rows."""
+        return self.shape[self.row_axis]
+
+    @property
+    def trailing(self) -> tuple[int, ...]:
+        """Sizes of one row."""
+        return self.shape[self.row_axis + 1 :]
+
+    def read(self, leading: tuple[int, ...], rows: RowNumbers, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Rows (in increasing order, or a range of step 1) of one leading index.
+
+        Parameters
+        ----------
+        out
+            Where they go, C-contiguous, of the array's type; a new array if there is none.
+
+        Returns
+        -------
+        Shape (n, *trailing). Rows of a shard that was never written are fill value.
+
+        Raises
+        ------
+        StoreError
+            If a shard is damaged; the message names the file and what it holds.
+        """
+        if out is None:
+            out = np.empty((len(rows), *self.trailing), self.dtype)
+        parts = list(pieces(rows, self.layout.shard_rows))
+        is_remote = isinstance(self.path, RemotePath)
+        if len(parts) < 2 or not (is_remote or out.nbytes >= _PARALLEL_BYTES):
+            for number, within, at in parts:
+                self._read_shard(leading, number, within, out[at])
+        else:
+            with ThreadPoolExecutor(N_REMOTE_THREADS if is_remote else _N_THREADS) as pool:
+                tasks = [pool.submit(self._read_shard, leading, number, within, out[at]) for number, within, at in parts]
+                for task in tasks:
+                    task.result()
         return out
 
     def read_all(self, leading: tuple[int, ...] = ()) -> NDArray[Any]:
         """All rows of one leading index."""
-        return self.read(leading, range(self.shape[self.row_axis]))
+        return self.read(leading, range(self.n_rows))
+
+    def row(self, leading: tuple[int, ...], number: int) -> NDArray[Any]:
+        """One row of one leading index, shape ``trailing``."""
+        layout = self.layout
+        shard_number, within = divmod(number, layout.shard_rows)
+        shard = self._shard(leading, shard_number)
+        if self.decode is None and shard is not None:
+            chunk, first = divmod(within, layout.chunk_rows)
+            span = shard.spans[chunk]
+            if span is not None:
+                out = np.empty(self.trailing, self.dtype)
+                try:
+                    shard.read_ranges([(span[0] + first * out.nbytes, 0, out.nbytes)], out.data.cast("B"))
+                except StoreError as error:
+                    raise self._damaged(error, leading, shard_number) from error
+                return out
+        one: NDArray[Any] = self.read(leading, range(number, number + 1))[0:1].reshape(self.trailing)
+        return one
+
+    def take(self, leading: tuple[int, ...], rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Rows of one leading index in any order, also more than once; shape (n, *trailing)."""
+        if self.decode is not None or isinstance(self.path, RemotePath):
+            wanted, inverse = np.unique(rows, return_inverse=True)
+            return self.read(leading, wanted)[inverse]
+        out = np.empty((len(rows), *self.trailing), self.dtype)
+        numbers = rows // self.layout.shard_rows
+        for number in np.flatnonzero(np.bincount(numbers)).tolist():
+            at = np.flatnonzero(numbers == number)
+            within = rows[at] - number * self.layout.shard_rows
+            mapped = self._mapped_rows(leading, number)
+            if within.max() < len(mapped):
+                out[at] = mapped[within]
+            else:  # some of it was never written, or its chunks lie in another order
+                wanted, inverse = np.unique(within, return_inverse=True)
+                part = np.empty((len(wanted), *self.trailing), self.dtype)
+                self._read_shard(leading, number, wanted, part)
+                out[at] = part[inverse]
+        return out
+
+    def _mapped_rows(self, leading: tuple[int, ...], number: int) -> NDArray[Any]:
+        shard = self._shard(leading, number)
+        if not isinstance(shard, ShardFile):
+            return np.empty((0, *self.trailing), self.dtype)
+        try:
+            return shard.mapped_rows(self.dtype, self.trailing, self.layout.chunk_rows)
+        except StoreError as error:
+            raise self._damaged(error, leading, number) from error
+
+    def _read_shard(self, leading: tuple[int, ...], number: int, rows: RowNumbers, out: NDArray[Any]) -> None:
+        shard = self._shard(leading, number)
+        if shard is None:
+            out[...] = self.fill
+            return
+        try:
+            read_from_shard(shard, rows, out, self.layout.chunk_rows, self.fill, self.decode)
+        except StoreError as error:
+            raise self._damaged(error, leading, number) from error
+
+    def _shard(self, leading: tuple[int, ...], number: int) -> Shard | None:
+        key = self._token, leading, number
+        shard = self.held.get(key)
+        if shard is None:
+            file = self.path.joinpath("c", *map(str, leading), str(number), *("0" for _ in self.trailing))
+            try:
+                shard = open_shard(file, self.layout.chunks_per_shard)
+            except FileNotFoundError:
+                return None
+            except StoreError as error:
+                raise self._damaged(error, leading, number) from error
+            self.held.keep(key, shard)
+        return shard
+
+    def _damaged(self, error: StoreError, leading: tuple[int, ...], number: int) -> StoreError:
+        """The same error, which also says what the shard holds."""
+        first = number * self.layout.shard_rows
+        last = min(first + self.layout.shard_rows, self.n_rows) - 1
+        where = "".join(f"{dim} {index}, " for dim, index in zip(self.dims, leading, strict=False))
+        dim = "rows" if self.dims[self.row_axis] == "row" else f"{self.dims[self.row_axis]}s"
+        return StoreError(f"{error} It holds {self.path.name}, {where}{dim} {first} to {last}.")
 
 
-def open_sealed(path: Path, row_axis: int) -> SealedArray:
+def open_sealed(path: schema.Node, row_axis: int, *, held: HeldShards | None = None) -> SealedArray:
     """Open the array at ``path``, whose axis ``row_axis`` counts rows.
+
+    Parameters
+    ----------
+    held
+        Where its shards are kept open, together with those of other arrays; its own if there is none.
 
     Raises
     ------
@@ -71,17 +231,23 @@ def open_sealed(path: Path, row_axis: int) -> SealedArray:
         layout=layout,
         row_axis=row_axis,
         decode=_decoder(path, names[1:]),
+        held=HeldShards() if held is None else held,
     )
 
 
-def _decoder(path: Path, names: list[str]) -> Codec | None:
+def _decoder(path: schema.Node, names: list[str]) -> Codec | None:
+    """What decodes a chunk; the codecs themselves are imported only where they are needed, since that is slow."""
     if not names:
         return None
-    if names != ["zstd"]:
-        raise StoreError(f"{path} is encoded with {names}; this version of t3vis reads zstd or no codec.")
-    from numcodecs.zstd import Zstd  # needed by few arrays, and slow to import
+    if names == ["zstd"]:
+        from numcodecs.zstd import Zstd
 
-    return partial(_as_bytes, Zstd().decode)
+        return partial(_as_bytes, Zstd().decode)
+    if names == ["blosc"]:
+        from numcodecs.blosc import Blosc
+
+        return partial(_as_bytes, Blosc().decode)
+    raise StoreError(f"{path} is encoded with {names}; this version of t3vis reads zstd, blosc or no codec.")
 
 
 def _as_bytes(decode: Callable[[Buffer], Any], data: Buffer) -> bytes:

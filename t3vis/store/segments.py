@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 
 from t3vis.errors import StoreError
 from t3vis.store import schema
+from t3vis.store.durable import sync_tree
 from t3vis.store.shard import Buffer, ShardFile, as_bytes, shard_path, write_shard
+
+_NO_LIMIT = int(np.iinfo(np.int64).max)
 
 RowShape = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -76,13 +79,17 @@ class Segment:
         return rows
 
 
-def write_segment(path: Path, rows: Mapping[str, NDArray[Any]], attributes: dict[str, Any]) -> None:
+def write_segment(
+    path: Path, rows: Mapping[str, NDArray[Any]], attributes: dict[str, Any], *, durable_in: Path | None = None
+) -> None:
     """Write one segment; it exists for readers once ``example`` is there.
 
     Parameters
     ----------
     rows
         ``example`` and any of the arrays of a pass, each in the dimensions of a segment.
+    durable_in
+        The run, if the segment is to survive a loss of power.
     """
     schema.write_metadata(path, schema.group_metadata(attributes))
     for name in sorted(rows, key=lambda name: name == schema.EXAMPLE_ID.name):
@@ -101,7 +108,11 @@ def write_segment(path: Path, rows: Mapping[str, NDArray[Any]], attributes: dict
         )
         chunks: list[Buffer | None] = [as_bytes(layer) for layer in layers]
         schema.write_metadata(path / name, metadata)
+        if durable_in is not None and spec is schema.EXAMPLE_ID:
+            sync_tree(path, durable_in)  # what the ids vouch for comes before them
         write_shard(_shard_of(path, spec, array.ndim), chunks)
+    if durable_in is not None:
+        sync_tree(path / schema.EXAMPLE_ID.name, durable_in)
 
 
 def _shard_of(segment: Path, spec: schema.ArraySpec, ndim: int) -> Path:
@@ -137,8 +148,22 @@ def list_segments(split: Path, index: int) -> list[Segment]:
 
 
 def unsealed_passes(split: Path) -> list[int]:
-    """Numbers of the passes that have committed segments, in increasing order."""
-    return _pass_numbers(path for path in split.glob("segments/*/p*_*") if _is_complete(path))
+    """Numbers of the passes that have committed segments with rows that count, in increasing order."""
+    superseded = limits(split.parent) if split.name == "train" else {}
+    return _pass_numbers(path for path in split.glob("segments/*/p*_*") if _counts(path, superseded))
+
+
+def _counts(segment: Path, superseded: Mapping[int, int]) -> bool:
+    if not _is_complete(segment):
+        return False
+    if not superseded:
+        return True
+    try:
+        attributes = schema.read_metadata(segment)["attributes"]
+    except FileNotFoundError:
+        return False  # sealed and removed since the directory was listed
+    first_step: int = attributes.get("first_step", 0)
+    return first_step < superseded.get(attributes["attempt"], _NO_LIMIT)
 
 
 def passes_with_remains(split: Path) -> list[int]:
@@ -153,8 +178,40 @@ def _pass_numbers(paths: Iterable[Path]) -> list[int]:
 def remove_segments(split: Path, index: int) -> None:
     """Delete all segments of one pass; each one's ``example`` shard first, so that none is ever seen in part."""
     for path in split.glob(f"segments/*/{schema.pass_name(index)}_*"):
-        _shard_of(path, schema.EXAMPLE_ID, 1).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
+
+
+def _remove(segment: Path) -> None:
+    _shard_of(segment, schema.EXAMPLE_ID, 1).unlink(missing_ok=True)
+    shutil.rmtree(segment, ignore_errors=True)
+
+
+def holds(
+    split: Path, index: int, attempt: int, examples: NDArray[np.int64], steps: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which of these rows, by example and step, the segments of one attempt hold."""
+    found = [segment for segment in list_segments(split, index) if segment.attempt == attempt]
+    ids = _concatenate([segment.read(schema.EXAMPLE_ID) for segment in found])
+    at = _concatenate([segment.read(schema.PASS_ARRAYS["step"]) for segment in found])
+    size = max(ids.max(initial=0), examples.max(initial=0)) + 1
+    held: NDArray[np.bool_] = np.isin(steps * size + examples, at * size + ids)
+    return held
+
+
+def remove_sealed(split: Path, index: int, lineage: Sequence[Window]) -> None:
+    """Delete the segments of a sealed pass whose rows are in the sealed arrays, and what dead processes left.
+
+    Segments with rows that are superseded, and so nowhere else, stay: a later attempt may go on from a checkpoint
+    after them.
+    """
+    windows = {window.attempt: window for window in lineage}
+    for path in split.glob(f"segments/*/{schema.pass_name(index)}_*"):
+        if _is_complete(path) and split.name == "train":
+            attributes = schema.read_metadata(path)["attributes"]
+            window = windows.get(attributes["attempt"])
+            if window is None or attributes.get("last_step", -1) >= window.stop:
+                continue
+        _remove(path)
 
 
 @dataclass(frozen=True)
@@ -220,19 +277,19 @@ class Merge:
 
 def merge(
     segments: Sequence[Segment],
-    start_steps: Mapping[int, int],
+    limits: Mapping[int, int],
     n_examples: int | None,
     kind: schema.SplitKind,
 ) -> Merge:
     """Decide which rows count.
 
-    Rows of an attempt that a later attempt trained again (their step is not below the step it started from) are
-    superseded. Of what remains, the first visit of each example counts and all are counted.
+    Rows of steps that the weights of the newest attempt did not come through are superseded. Of what remains, the
+    first visit of each example counts and all are counted.
 
     Parameters
     ----------
-    start_steps
-        Optimizer step that each attempt started from.
+    limits
+        First step of each attempt that is superseded; see ``limits``.
     n_examples
         Size of the split; ``None`` where only the ids seen can tell.
     kind
@@ -241,14 +298,12 @@ def merge(
     ids = [segment.read(schema.EXAMPLE_ID) for segment in segments]
     steps = [segment.read(schema.PASS_ARRAYS["step"]) for segment in segments]
     visits = [_visits_of(segment) for segment in segments]
-    limits = [_superseded_from(segment.attempt, start_steps) for segment in segments]
-    if kind == "eval":
-        limits = [np.iinfo(np.int64).max] * len(segments)
+    first_superseded = [_NO_LIMIT if kind == "eval" else limits.get(part.attempt, _NO_LIMIT) for part in segments]
     source = np.repeat(np.arange(len(segments)), [len(part) for part in ids])
     row = _concatenate([np.arange(len(part)) for part in ids])
     example, step, count = _concatenate(ids), _concatenate(steps), _concatenate(visits)
     attempt = np.repeat([segment.attempt for segment in segments], [len(part) for part in ids]).astype(np.int64)
-    valid = step < np.repeat(np.asarray(limits, np.int64), [len(part) for part in ids])
+    valid = step < np.repeat(np.asarray(first_superseded, np.int64), [len(part) for part in ids])
     order = np.flatnonzero(valid)
     order = order[np.lexsort((step[order], attempt[order]))]  # stable: arrival decides among equals
     size = n_examples if n_examples is not None else int(example.max(initial=-1)) + 1
@@ -277,16 +332,55 @@ def _visits_of(segment: Segment) -> NDArray[np.int64]:
     return np.ones(segment.n_rows, np.int64)
 
 
-def _superseded_from(attempt: int, start_steps: Mapping[int, int]) -> int:
-    """First step of ``attempt`` that a later attempt took again."""
-    later = [step for other, step in start_steps.items() if other > attempt]
-    return min(later, default=np.iinfo(np.int64).max)
+@dataclass(frozen=True)
+class Window:
+    """The steps, from ``start`` to before ``stop``, that the newest weights took in one attempt."""
+
+    attempt: int
+    start: int
+    stop: int
 
 
-def start_steps(run: Path) -> dict[int, int]:
-    """Optimizer step that each attempt of the run started to train from; attempts that only evaluate have none."""
-    known = ((attempt["attempt"], attempt["start_step"]) for attempt in attempts(run))
-    return {attempt: step for attempt, step in known if step is not None}
+def lineage(run: Path, *, before: int | None = None) -> list[Window]:
+    """The attempts that the newest weights came through, newest first, and the steps they took in each.
+
+    An attempt starts from a checkpoint of its parent, which did the same: of each the steps before the next one's
+    start count. Attempts that were abandoned are not there, nor those that only evaluated.
+
+    Parameters
+    ----------
+    before
+        Look at the attempts before this one only.
+    """
+    trained = {
+        known["attempt"]: known
+        for known in attempts(run)
+        if known["start_step"] is not None and (before is None or known["attempt"] < before)
+    }
+    found: list[Window] = []
+    attempt, stop = max(trained, default=None), _NO_LIMIT
+    while attempt is not None:
+        start = trained[attempt]["start_step"]
+        found.append(Window(attempt, start, stop))
+        earlier = max((number for number in trained if number < attempt), default=None)
+        attempt, stop = trained[attempt].get("parent", earlier), min(start, stop)
+    return found
+
+
+def limits(run: Path) -> dict[int, int]:
+    """First step of each attempt whose rows are superseded, by the attempt's number; see ``lineage``."""
+    found = {known["attempt"]: 0 for known in attempts(run) if known["start_step"] is not None}
+    return found | {window.attempt: window.stop for window in lineage(run)}
+
+
+def parent_of(run: Path, start_step: int) -> int | None:
+    """The attempt whose checkpoint a training that starts at ``start_step`` comes from.
+
+    It is the latest that noted a checkpoint of that step, else the latest that began before it; none at step 0.
+    """
+    begun = [known for known in attempts(run) if known["start_step"] is not None and known["start_step"] <= start_step]
+    saved = [known for known in begun if start_step in known.get("saved_steps", ())]
+    return max((int(known["attempt"]) for known in saved or begun), default=None) if start_step else None
 
 
 def attempts(run: Path) -> list[dict[str, Any]]:

@@ -11,12 +11,14 @@ Zarr v3 specification, "Sharding codec" version 1.0, and "CRC32C checksum codec"
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import google_crc32c
 import numpy as np
@@ -125,87 +127,142 @@ def as_bytes(array: NDArray[Any]) -> memoryview:
     return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
+Span = tuple[int, int]
+"""Offset and length in bytes of an encoded chunk within its shard."""
+Range = tuple[int, int, int]
+"""Bytes to read: their offset in the file, where they go in the target, and how many they are."""
+
+
+class Shard(Protocol):
+    """An open shard: where its chunks lie, and reads of its bytes."""
+
+    path: object
+    spans: Sequence[Span | None]
+
+    def read_ranges(self, ranges: Sequence[Range], target: memoryview) -> None:
+        """Fill parts of ``target`` with the bytes at given offsets."""
+
+
 class ShardFile:
-    """One open shard: its checked index, and reads of byte ranges of its chunks."""
+    """One open shard in a directory: its checked index, and reads of byte ranges of its chunks.
+
+    It goes on to hold what it held when it was opened: files of a run are replaced or deleted, never changed.
+    """
 
     def __init__(self, path: Path, n_chunks: int) -> None:
         self.path = path
         self._descriptor = os.open(path, os.O_RDONLY)
+        self._rows: NDArray[Any] | None = None
+        self._map: mmap.mmap | None = None
         try:
-            self._index = self._read_index(n_chunks)
+            length = index_length(n_chunks)
+            end = os.fstat(self._descriptor).st_size
+            raw = os.pread(self._descriptor, length, end - length) if end >= length else b""
+            self.spans = parse_index(raw, n_chunks, path)
         except BaseException:
-            os.close(self._descriptor)
+            self.close()
             raise
 
     def __enter__(self) -> ShardFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        self.close()
 
-    def chunk_span(self, chunk: int) -> tuple[int, int] | None:
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; rows that are mapped stay until their last user is done."""
+        descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def chunk_span(self, chunk: int) -> Span | None:
         """Offset and length in bytes of a chunk, or ``None`` where it is all fill value."""
-        offset, length = self._index[chunk]
-        return None if offset == _MISSING else (int(offset), int(length))
+        return self.spans[chunk]
 
     def read_into(self, target: NDArray[Any], offset: int) -> None:
         """Fill the contiguous ``target`` with the bytes at ``offset``."""
-        view = memoryview(target.reshape(-1).view(np.uint8).data)
-        done = 0
-        while done < len(view):
-            count = os.preadv(self._descriptor, [view[done:]], offset + done)
-            if not count:
-                raise StoreError(f"{self.path} ends before byte {offset + len(view)}; the shard is damaged.")
-            done += count
+        view = bytes_of(target)
+        self.read_ranges([(offset, 0, len(view))], view)
 
-    def _read_index(self, n_chunks: int) -> NDArray[np.uint64]:
-        length = 16 * n_chunks
-        end = os.fstat(self._descriptor).st_size
-        raw = os.pread(self._descriptor, length + 4, end - length - 4) if end >= length + 4 else b""
-        if len(raw) < length + 4 or google_crc32c.value(raw[:-4]).to_bytes(4, "little") != raw[-4:]:
-            raise StoreError(
-                f"{self.path} does not end in an index of {n_chunks} chunks with the right checksum; "
-                "the shard is damaged or was cut short."
-            )
-        return np.frombuffer(raw[:-4], "<u8").reshape(n_chunks, 2)
+    def read_ranges(self, ranges: Sequence[Range], target: memoryview) -> None:
+        """Fill parts of ``target`` with the bytes at given offsets."""
+        for offset, start, length in ranges:
+            done = os.preadv(self._descriptor, [target[start : start + length]], offset)
+            while done < length:
+                count = os.preadv(self._descriptor, [target[start + done : start + length]], offset + done)
+                if not count:
+                    raise StoreError(f"{self.path} ends before byte {offset + length}; the shard is damaged.")
+                done += count
+
+    def mapped_rows(self, dtype: np.dtype[Any], trailing: tuple[int, ...], chunk_rows: int) -> NDArray[Any]:
+        """The rows that lie one after another from the first byte on, mapped into memory, read-only.
+
+        Shape (n, *trailing): all rows of the chunks that were written, if no codec encodes them and their order is
+        that of the rows, as t3vis writes them; else n may be 0.
+        """
+        if self._rows is None:
+            chunk_bytes = chunk_rows * dtype.itemsize * math.prod(trailing)
+            n_rows = chunk_rows * plain_chunks(self.spans, chunk_bytes)
+            if n_rows:
+                self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+                self._rows = np.ndarray((n_rows, *trailing), dtype, self._map)
+            else:
+                self._rows = np.empty((0, *trailing), dtype)
+        if self._map is not None and self._map.size() < self._rows.nbytes:  # touching what was cut off would be fatal
+            raise StoreError(f"{self.path} ends before byte {self._rows.nbytes}; the shard was cut short.")
+        return self._rows
 
 
-def read_rows(
-    array: Path,
-    leading: tuple[int, ...],
-    rows: RowNumbers,
-    out: NDArray[Any],
-    layout: RowLayout,
-    fill: float | int,
-    decode: Codec | None = None,
-) -> None:
-    """Read chosen rows of one leading index into ``out``; rows of a shard that was never written are ``fill``.
+def index_length(n_chunks: int) -> int:
+    """Bytes at the end of a shard that hold its index and the checksum of it."""
+    return 16 * n_chunks + 4
 
-    Parameters
-    ----------
-    rows
-        n row numbers in increasing order, or a range of them with step 1.
-    out
-        Shape (n, *trailing), C-contiguous, of the array's type.
+
+def parse_index(raw: bytes, n_chunks: int, path: object) -> list[Span | None]:
+    """Where each chunk lies, given the last ``index_length(n_chunks)`` bytes of the shard at ``path``.
 
     Raises
     ------
     StoreError
-        If a shard is damaged; the message names the file.
+        If the checksum is not that of the index.
     """
-    for number, within, at in _pieces(rows, layout.shard_rows):
-        path = shard_path(array, leading, number, out.ndim - 1)
-        try:
-            shard = ShardFile(path, layout.chunks_per_shard)
-        except FileNotFoundError:
-            out[at] = fill
-            continue
-        with shard:
-            _read_from_shard(shard, within, out[at], layout, fill, decode)
+    if len(raw) != index_length(n_chunks) or google_crc32c.value(raw[:-4]).to_bytes(4, "little") != raw[-4:]:
+        raise StoreError(
+            f"{path} does not end in an index of {n_chunks} chunks with the right checksum; "
+            "the shard is damaged or was cut short."
+        )
+    pairs = np.frombuffer(raw[:-4], "<u8").reshape(n_chunks, 2).tolist()
+    return [None if offset == _MISSING else (offset, length) for offset, length in pairs]
 
 
-def _pieces(rows: RowNumbers, size: int) -> Iterator[tuple[int, RowNumbers, slice]]:
-    """Cut increasing row numbers at the multiples of ``size``: number of the piece, rows within it, place in all."""
+def plain_chunks(spans: Sequence[Span | None], chunk_bytes: int) -> int:
+    """How many chunks lie one after another from the first byte of a shard on, each of ``chunk_bytes``.
+
+    Examples
+    --------
+    >>> plain_chunks([(0, 8), (8, 8), None, (16, 8)], 8)
+    2
+    """
+    expected = ((number * chunk_bytes, chunk_bytes) for number in range(len(spans)))
+    return next((n for n, (span, plain) in enumerate(zip(spans, expected, strict=True)) if span != plain), len(spans))
+
+
+def bytes_of(array: NDArray[Any]) -> memoryview:
+    """The bytes of a C-contiguous array, to be written into."""
+    return memoryview(array.reshape(-1).view(np.uint8).data)
+
+
+def pieces(rows: RowNumbers, size: int) -> Iterator[tuple[int, RowNumbers, slice]]:
+    """Cut increasing row numbers at the multiples of ``size``: number of the piece, rows within it, place in all.
+
+    Examples
+    --------
+    >>> [(number, list(within), at) for number, within, at in pieces(range(2, 6), 4)]
+    [(0, [2, 3], slice(0, 2, None)), (1, [0, 1], slice(2, 4, None))]
+    """
     if isinstance(rows, range):
         for number in range(rows.start // size, -(-rows.stop // size)):
             begin = number * size
@@ -221,26 +278,63 @@ def _pieces(rows: RowNumbers, size: int) -> Iterator[tuple[int, RowNumbers, slic
             yield number, rows[first:last] - number * size, slice(first, last)
 
 
-def _read_from_shard(
-    shard: ShardFile,
+def read_from_shard(
+    shard: Shard,
     rows: RowNumbers,
     out: NDArray[Any],
-    layout: RowLayout,
+    chunk_rows: int,
     fill: float | int,
-    decode: Codec | None,
+    decode: Codec | None = None,
 ) -> None:
-    """Read increasing ``rows`` of one shard, in as few reads as there are runs of neighbours in a chunk."""
-    row_bytes = out.itemsize * int(np.prod(out.shape[1:], dtype=np.int64))
-    for number, within, at in _pieces(rows, layout.chunk_rows):
-        span = shard.chunk_span(number)
+    """Read chosen rows of one shard into ``out``, in as few reads as there are runs of neighbours.
+
+    Parameters
+    ----------
+    rows
+        n row numbers within the shard in increasing order, or a range of them with step 1.
+    out
+        Shape (n, *trailing), C-contiguous, of the array's type.
+
+    Raises
+    ------
+    StoreError
+        If the shard is damaged; the message names the file.
+    """
+    row_bytes = out.itemsize * math.prod(out.shape[1:])
+    ranges: list[Range] = []
+    encoded: list[tuple[Range, RowNumbers, slice]] = []
+    n_encoded = 0
+    for number, within, at in pieces(rows, chunk_rows):
+        span = shard.spans[number]
         if span is None:
             out[at] = fill
         elif decode is None:
             for first, run in _runs(within):
-                shard.read_into(out[at][run], span[0] + first * row_bytes)
+                start = (at.start + run.start) * row_bytes
+                _append(ranges, (span[0] + first * row_bytes, start, (run.stop - run.start) * row_bytes))
         else:
-            chunk = _decoded(shard, span, decode, (layout.chunk_rows, *out.shape[1:]), out.dtype)
+            encoded.append(((span[0], n_encoded, span[1]), within, at))
+            _append(ranges, encoded[-1][0])
+            n_encoded += span[1]
+    if decode is None:
+        shard.read_ranges(ranges, bytes_of(out))
+    elif encoded:
+        buffer = memoryview(_room_for(n_encoded, shard))
+        shard.read_ranges(ranges, buffer)
+        for (offset, start, length), within, at in encoded:
+            shape = (chunk_rows, *out.shape[1:])
+            chunk = _decoded(buffer[start : start + length], decode, shape, out.dtype, f"{shard.path}, byte {offset}")
             out[at] = chunk[within.start : within.stop] if isinstance(within, range) else chunk[within]
+
+
+def _append(ranges: list[Range], added: Range) -> None:
+    """Add a range, to the last one where it follows it both in the file and in the target."""
+    if ranges:
+        offset, start, length = ranges[-1]
+        if (offset + length, start + length) == added[:2]:
+            ranges[-1] = (offset, start, length + added[2])
+            return
+    ranges.append(added)
 
 
 def _runs(rows: RowNumbers) -> Iterator[tuple[int, slice]]:
@@ -253,14 +347,19 @@ def _runs(rows: RowNumbers) -> Iterator[tuple[int, slice]]:
         yield int(rows[first]), slice(first, last)
 
 
-def _decoded(
-    shard: ShardFile, span: tuple[int, int], decode: Codec, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> NDArray[Any]:
-    encoded = np.empty(span[1], np.uint8)
-    shard.read_into(encoded, span[0])
+def _room_for(n_bytes: int, shard: Shard) -> bytearray:
     try:
-        return np.frombuffer(decode(encoded.tobytes()), dtype).reshape(shape)
+        return bytearray(n_bytes)
+    except (MemoryError, OverflowError) as error:
+        raise StoreError(f"{shard.path} speaks of {n_bytes} bytes of chunks; the shard is damaged.") from error
+
+
+def _decoded(
+    encoded: memoryview, decode: Codec, shape: tuple[int, ...], dtype: np.dtype[Any], where: str
+) -> NDArray[Any]:
+    try:
+        return np.frombuffer(decode(encoded), dtype).reshape(shape)
     except (RuntimeError, ValueError) as error:
         raise StoreError(
-            f"{shard.path} holds {span[1]} bytes at {span[0]} that cannot be decoded ({error}); the shard is damaged."
+            f"{where} holds {len(encoded)} bytes that cannot be decoded ({error}); the shard is damaged."
         ) from error

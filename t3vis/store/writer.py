@@ -5,9 +5,12 @@ One writer per process. It holds one buffer of rows for each split, whatever the
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import logging
 import shutil
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import numpy as np
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema, segments
 from t3vis.store.buffer import Buffer, Rows, n_rows_of, row_shape
+from t3vis.store.codecs import rounded
 from t3vis.store.commits import (
     commit_of,
     committed_passes,
@@ -25,6 +29,7 @@ from t3vis.store.commits import (
     sealed_rows,
     writer_said,
 )
+from t3vis.store.options import StorageOptions
 from t3vis.store.seal import remove_sealed_segments
 from t3vis.store.sealer import Sealer
 from t3vis.store.segments import split_names
@@ -44,17 +49,26 @@ class RunWriter:
     start_step
         Optimizer steps completed when this attempt began; rows of older attempts from that step on are superseded.
         ``None`` for an attempt that only evaluates: it supersedes nothing.
+    parent
+        The attempt that wrote the checkpoint this one started from.
     """
 
-    def __init__(self, path: Path, *, attempt: int, rank: int, start_step: int | None) -> None:
+    def __init__(
+        self, path: Path, *, attempt: int, rank: int, start_step: int | None, parent: int | None = None
+    ) -> None:
         self.path = path
         self.attempt = attempt
         self.rank = rank
         self.missing_rows: dict[str, int] = {}
         self._first_error: str | None = None
         self._start_step = start_step
+        self._parent = parent
+        self._saved_steps: list[int] = []
+        self._options = StorageOptions.of(path)
         self._started = _now()
         self._buffers: dict[str, Buffer] = {}
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: list[tuple[str, int, Future[None]]] = []
         self._complete: list[str] = []
         self._to_seal: list[str] = []
         self._sealer = Sealer(path)
@@ -125,14 +139,14 @@ class RunWriter:
         """
         buffer = self._buffer(name)
         try:
-            self.flush_split(name)
+            self.flush()
         finally:
             buffer.index, buffer.of_pass = index, of_pass
         if self.rank == 0 and index in committed_passes(self.path / name):
-            self._reopen(name, index, before_step=None)
+            self._reopen(name, index, segments.lineage(self.path))
 
     def log(self, name: str, rows: Rows) -> None:
-        """Take rows over, in order of arrival.
+        """Take rows over, in order of arrival: they are copied, and written in the background.
 
         Parameters
         ----------
@@ -144,29 +158,22 @@ class RunWriter:
         ConfigurationError
             If the first rows of an attempt have other shapes than what the run holds.
         RecordingError
-            If a full buffer could not be written, or rows are not what the split consists of; those lost are
+            If earlier rows could not be written, or these are not what the split consists of; those lost are
             counted, and later ones are taken as before.
         """
         buffer = self._buffers[name]
         self._check_ids(name, rows)
-        failure = None
         if not buffer.fits(rows):
             self._check_shapes(name, rows)
-            try:
-                self.flush_split(name)
-            except RecordingError as error:
-                failure = error
+            if buffer.n_rows:
+                self._hand_over(name)
             buffer.allocate(rows)
         n_rows, taken = len(rows["example"]), 0
         while taken < n_rows:
             taken += buffer.take(rows, taken)
             if buffer.is_full:
-                try:
-                    self.flush_split(name)
-                except RecordingError as error:
-                    failure = error
-        if failure is not None:
-            raise failure
+                self._hand_over(name)
+        self._collect()
 
     def flush(self) -> None:
         """Put every row taken so far on disk before returning.
@@ -176,22 +183,26 @@ class RunWriter:
         RecordingError
             If a split could not be written; the others are written nevertheless.
         """
-        errors = []
-        for name in list(self._buffers):
-            try:
-                self.flush_split(name)
-            except RecordingError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        for name, buffer in self._buffers.items():
+            if buffer.n_rows:
+                self._hand_over(name)
+        self._collect(wait=True)
 
-    def flush_split(self, name: str) -> None:
-        """Write the buffered rows of one split as a segment."""
-        buffer = self._buffers.get(name)
-        if buffer is None or not buffer.n_rows:
-            return
-        n_rows, rows = buffer.n_rows, buffer.filled()
-        buffer.n_rows = 0
+    def save_point(self, step: int) -> None:
+        """Flush, and note that there is a checkpoint of the model after ``step`` steps, from which training may go on.
+
+        Raises
+        ------
+        RecordingError
+            As ``flush``.
+        """
+        self._saved_steps.append(step)
+        self._note_attempt()
+        self.flush()
+
+    def _hand_over(self, name: str) -> None:
+        """Have the buffered rows of one split written as a segment; waits while the one before is being written."""
+        buffer = self._buffers[name]
         segment = f"{schema.pass_name(buffer.index)}_s{buffer.sequence:06d}"
         path = self.path / name / "segments" / schema.rank_name(self.attempt, self.rank) / segment
         attributes = {
@@ -199,17 +210,44 @@ class RunWriter:
             "attempt": self.attempt,
             "rank": self.rank,
             "sequence": buffer.sequence,
-            "n_rows": n_rows,
+            "n_rows": buffer.n_rows,
+            "first_step": int(buffer.filled()["step"].min()),
+            "last_step": int(buffer.filled()["step"].max()),
             "of_pass": buffer.of_pass,
         }
         buffer.sequence += 1
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="t3vis-writer")
+        writing = self._thread.submit(self._write_segment, path, buffer.filled(), attributes)
+        self._writing.append((name, buffer.n_rows, writing))
+        buffer.turn(writing)
+
+    def _write_segment(self, path: Path, rows: Rows, attributes: dict[str, Any]) -> None:
+        """Write a segment, in the writer's thread; a failure leaves nothing behind."""
         try:
             if not schema.node_exists(path.parent):
                 schema.write_metadata(path.parent, schema.group_metadata())
-            segments.write_segment(path, rows, attributes)
-        except OSError as error:
+            stored = {name: rounded(self._options.compression, name, array) for name, array in rows.items()}
+            durable_in = self.path if self._options.durability == "fsync" else None
+            segments.write_segment(path, stored, attributes, durable_in=durable_in)
+        except OSError:
             shutil.rmtree(path, ignore_errors=True)
-            self.count_missing(name, n_rows, error)
+            raise
+
+    def _collect(self, *, wait: bool = False) -> None:
+        """See which segments have been written, all of them if ``wait``; what is lost is counted, then reported."""
+        failure, writing = None, self._writing
+        self._writing = []
+        for name, n_rows, future in writing:
+            if not (wait or future.done()):
+                self._writing.append((name, n_rows, future))
+                continue
+            error = future.exception()
+            if error is not None:
+                self.count_missing(name, n_rows, error)
+                failure = failure or (name, n_rows, error)
+        if failure is not None:
+            name, n_rows, error = failure
             raise RecordingError(
                 f"{n_rows} rows of {name} could not be written to {self.path}: {error}; free the disk or record "
                 "elsewhere. The rows lost are counted in the run's attempts group."
@@ -225,36 +263,58 @@ class RunWriter:
     # Resuming
 
     def rewind(self, start_step: int) -> None:
-        """Take back what the attempts before this one recorded of steps that this one takes again."""
-        starts = segments.start_steps(self.path)
+        """Take back what the attempts before this one recorded of steps that this one takes again.
+
+        Rows of training steps are set aside, not deleted: a later attempt may go on from a checkpoint after them.
+        """
+        before = segments.lineage(self.path, before=self.attempt)
         for name in split_names(self.path):
             split = self.path / name
-            attributes = schema.read_metadata(split)["attributes"]
+            is_train = schema.read_metadata(split)["attributes"]["kind"] == "train"
             for index in committed_passes(split):
-                segments.remove_segments(split, index)  # the sealed arrays hold all of them
-                manifest = commit_of(split, index)
-                if attributes["kind"] == "train" and manifest["last_step"] >= start_step:
-                    self._reopen(name, index, before_step=start_step)
-                elif attributes["kind"] == "eval" and manifest["last_step"] > start_step:
+                segments.remove_sealed(split, index, before)
+                last_step = commit_of(split, index)["last_step"]
+                if is_train and last_step >= start_step:
+                    self._reopen(name, index, before)
+                elif not is_train and last_step > start_step:
                     drop_commit(split, index)
-            for index in segments.unsealed_passes(split):
+            for index in [] if is_train else segments.unsealed_passes(split):
                 found = segments.list_segments(split, index)
-                merged = segments.merge(found, starts, attributes["n_examples"], attributes["kind"])
-                taken_back = attributes["kind"] == "eval" and merged.last_step > start_step
-                if taken_back or not merged.visits.any():
+                if segments.merge(found, {}, None, "eval").last_step > start_step:
                     segments.remove_segments(split, index)
 
-    def _reopen(self, name: str, index: int, *, before_step: int | None) -> None:
-        """Turn the rows of a sealed pass that still count into segments of this attempt, then take its commit back."""
+    def _reopen(self, name: str, index: int, lineage: Sequence[segments.Window]) -> None:
+        """Turn the rows of a sealed pass into segments of the attempts that recorded them, then take its commit back.
+
+        ``lineage`` tells these attempts by the steps of the rows.
+        """
         split = self.path / name
+        of_pass = writer_said(commit_of(split, index))
+        taken = [segment.sequence for segment in segments.list_segments(split, index)]
         buffer = self._buffer(name)
-        of_pass = buffer.of_pass
-        buffer.index, buffer.of_pass = index, writer_said(commit_of(split, index))
-        for rows in sealed_rows(split, index, before_step=before_step):
-            self.log(name, rows)
-        self.flush_split(name)
-        buffer.of_pass = of_pass
-        buffer.release()
+        first = max([*taken, buffer.sequence - 1], default=-1) + 1
+        for sequence, rows in enumerate(sealed_rows(split, index), first):
+            buffer.sequence = sequence + 1
+            for window in lineage:
+                chosen = (rows["step"] >= window.start) & (rows["step"] < window.stop)
+                chosen &= ~segments.holds(split, index, window.attempt, rows["example"], rows["step"])
+                if not chosen.any():
+                    continue
+                folder = split / "segments" / schema.rank_name(window.attempt, 0)
+                attributes = {
+                    "pass": index,
+                    "attempt": window.attempt,
+                    "rank": 0,
+                    "sequence": sequence,
+                    "n_rows": int(chosen.sum()),
+                    "first_step": int(rows["step"][chosen].min()),
+                    "last_step": int(rows["step"][chosen].max()),
+                    "of_pass": of_pass,
+                }
+                part = {
+                    key: np.compress(chosen, array, len(schema.spec_of(key).leading)) for key, array in rows.items()
+                }
+                self._write_segment(folder / f"{schema.pass_name(index)}_s{sequence:06d}", part, attributes)
         drop_commit(split, index)
 
     # Sealing
@@ -280,6 +340,9 @@ class RunWriter:
         try:
             self.flush()
         finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
             self._sealer.wait()
             if self.rank == 0:
                 self._to_seal = list(dict.fromkeys([*self._to_seal, *complete_passes(self.path)]))
@@ -352,6 +415,8 @@ class RunWriter:
             "missing_rows": self.missing_rows,
             "first_error": self._first_error,
             "complete": self._complete,
+            "saved_steps": self._saved_steps,
+            "parent": self._parent,
         }
         node = self.path / "attempts" / schema.rank_name(self.attempt, self.rank)
         schema.write_metadata(node, schema.group_metadata(attributes))
@@ -364,6 +429,7 @@ def create_run(
     start_step: int | None = 0,
     resume: bool = False,
     overwrite: bool = False,
+    options: StorageOptions | None = None,
 ) -> RunWriter:
     """Start a run at ``path``, or a further attempt at the one that is there.
 
@@ -377,6 +443,8 @@ def create_run(
         Go on with the run that is there: rows from ``start_step`` on are superseded by those of this attempt.
     overwrite
         Delete the run that is there.
+    options
+        How a new run is stored; one that is there goes on as it was begun.
 
     Raises
     ------
@@ -390,12 +458,14 @@ def create_run(
                 shutil.rmtree(path)
         if not schema.node_exists(path):
             own = {"format": schema.FORMAT, "version": schema.FORMAT_VERSION, "created": _now()}
-            schema.write_metadata(path, schema.group_metadata({"t3vis": own, **attributes}))
+            storage = dataclasses.asdict(options or StorageOptions())
+            schema.write_metadata(path, schema.group_metadata({"t3vis": own, "storage": storage, **attributes}))
         if not schema.node_exists(path / "attempts"):
             schema.write_metadata(path / "attempts", schema.group_metadata())
         with locked(path):  # a sealer may have outlived the trainer that started it
             attempt = max((known["attempt"] for known in segments.attempts(path)), default=-1) + 1
-            writer = RunWriter(path, attempt=attempt, rank=0, start_step=start_step)
+            parent = None if start_step is None else segments.parent_of(path, start_step)
+            writer = RunWriter(path, attempt=attempt, rank=0, start_step=start_step, parent=parent)
             if start_step is not None:
                 writer.rewind(start_step)
     except (OSError, RecordingError) as error:
@@ -409,7 +479,9 @@ def create_run(
 def join_run(path: Path, *, rank: int) -> RunWriter:
     """Join, as another process, the attempt that rank 0 has started."""
     latest = max(segments.attempts(path), key=lambda attributes: attributes["attempt"])
-    return RunWriter(path, attempt=latest["attempt"], rank=rank, start_step=latest["start_step"])
+    return RunWriter(
+        path, attempt=latest["attempt"], rank=rank, start_step=latest["start_step"], parent=latest["parent"]
+    )
 
 
 def _check_target(path: Path, *, resume: bool, overwrite: bool) -> None:

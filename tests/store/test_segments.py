@@ -27,8 +27,8 @@ def write(split, name, *, pass_=0, attempt=0, rank=0, sequence=0, of_pass=None, 
     return path
 
 
-def merged(split, starts=None, n_examples=5, kind="train"):
-    return segments.merge(segments.list_segments(split, 0), starts or {0: 0}, n_examples, kind)
+def merged(split, limits=None, n_examples=5, kind="train"):
+    return segments.merge(segments.list_segments(split, 0), limits or {}, n_examples, kind)
 
 
 def test_rows_come_back_as_they_were_written_and_zarr_reads_them_too(tmp_path):
@@ -65,10 +65,10 @@ def test_rows_that_a_later_attempt_took_again_do_not_count(tmp_path):
     write(tmp_path, "p0000_s000000", example=[0, 1, 2], step=[0, 1, 2], loss=[0.0, 0.1, 0.2])
     write(tmp_path, "p0000_s000000", attempt=1, example=[3, 2], step=[1, 2], loss=[1.3, 1.2])
     write(tmp_path, "p0000_s000000", attempt=2, example=[4], step=[2], loss=[2.4])
-    merge = merged(tmp_path, {0: 0, 1: 1, 2: 2})
+    merge = merged(tmp_path, {0: 1, 1: 2})
     np.testing.assert_array_equal(merge.gather("loss", ()), np.array([0, np.nan, np.nan, 1.3, 2.4], np.float32))
     np.testing.assert_array_equal(merge.visits, [1, 0, 0, 1, 1])
-    everything = merged(tmp_path, {0: 0, 1: 1, 2: 2}, kind="eval")
+    everything = merged(tmp_path, {0: 1, 1: 2}, kind="eval")
     np.testing.assert_array_equal(everything.visits, [1, 1, 2, 1, 1])
 
 
@@ -132,7 +132,7 @@ def test_a_segment_with_too_few_bytes_is_an_error_that_names_the_file(tmp_path):
 def test_an_attempt_that_is_just_being_described_is_not_counted(tmp_path):
     _, expected = two_epochs(tmp_path / "run")
     (tmp_path / "run/attempts/a0001_r0000").mkdir()
-    assert list(segments.start_steps(tmp_path / "run")) == [0]
+    assert list(segments.limits(tmp_path / "run")) == [0]
     expected.check(open_run(tmp_path / "run").train)
     resumed = create_run(tmp_path / "run", {}, start_step=4, resume=True)
     assert resumed.attempt == 1

@@ -1,0 +1,57 @@
+"""Checksums of whole files, by which any flipped byte of a shard is found.
+
+The index of a shard has a checksum of its own, its rows have none: without a codec every bit pattern is a row. So
+whoever writes shards MAY keep the crc32c of each file beside what vouches for it; ``verify`` compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+Buffer = bytes | memoryview
+
+_BLOCK_BYTES = 1 << 20
+
+
+def checksum(path: Path) -> int:
+    """The crc32c of a whole file, read in blocks."""
+    crc = 0
+    block = np.empty(_BLOCK_BYTES, np.uint8)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block.data):
+            crc = google_crc32c.extend(crc, block[:count])
+    return int(crc)
+
+
+def checksum_of(buffers: Sequence[Buffer]) -> int:
+    """The crc32c of a file that holds ``buffers`` after one another.
+
+    Examples
+    --------
+    >>> checksum_of([b"1234", b"56789"]) == checksum_of([b"123456789"]) == 0xE3069283
+    True
+    """
+    crc = 0
+    for buffer in buffers:
+        crc = google_crc32c.extend(
+            crc, np.frombuffer(buffer, np.uint8)
+        )  # takes arrays without a copy, views not at all
+    return int(crc)
+
+
+def checksums_below(folders: Sequence[Path], root: Path) -> dict[str, int]:
+    """The checksum of every shard below some folders, by its path from ``root``; folders that are not there have none.
+
+    This is what the attribute ``checksums`` of a commit, or of a group of examples, holds.
+    """
+    files = sorted(file for folder in folders for file in folder.rglob("*") if is_shard(file))
+    return {file.relative_to(root).as_posix(): checksum(file) for file in files}
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is a shard, and not metadata or left unfinished."""
+    return path.name != "zarr.json" and path.suffix != ".partial" and path.is_file()
