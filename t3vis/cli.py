@@ -6,17 +6,23 @@ import argparse
 import csv
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 import t3vis
 from t3vis.analyze import analyzed_data_map, analyzed_suspects, split_of
-from t3vis.errors import ConfigurationError, T3VisError
+from t3vis.errors import ConfigurationError, StoreError, T3VisError
+from t3vis.store.compact import compact
+from t3vis.store.integrity import Progress
 from t3vis.store.reader import Split, open_run
+from t3vis.store.repair import repair
+from t3vis.store.verify import verify
 
 SUSPECT_COLUMNS = ("rank", "example", "score", "label", "suggested", "confidence", "variability", "correctness", "text")
 
@@ -91,6 +97,51 @@ def parser() -> argparse.ArgumentParser:
     _run_and_split(plot)
     plot.add_argument("--output", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: beside the run)")
     plot.add_argument("--suspects", type=int, default=0, metavar="N", help="ring the N most suspicious examples")
+
+    verify_ = _command(
+        commands,
+        "verify",
+        _verify,
+        "check that a run is whole, and name what is damaged; the exit status is 1 if anything is",
+        "t3vis verify runs/demo.zarr",
+    )
+    verify_.add_argument("run", type=Path, metavar="RUN", help="path of the run")
+
+    repair_ = _command(
+        commands,
+        "repair",
+        _repair,
+        "seal what a trainer that died has completed, and remove what it left unfinished",
+        "t3vis repair runs/demo.zarr",
+    )
+    repair_.add_argument("run", type=Path, metavar="RUN", help="path of the run; nothing may be writing it")
+    repair_.add_argument(
+        "--incomplete",
+        action="store_true",
+        help="seal also epochs that were recorded in part, when training is not going to be resumed",
+    )
+
+    compact_ = _command(
+        commands,
+        "compact",
+        _compact,
+        "write a run anew with another codec, or without some of its layers and epochs",
+        "t3vis compact runs/demo.zarr runs/demo-compact.zarr --compression bitround --keep-epochs 1",
+    )
+    compact_.add_argument("run", type=Path, metavar="RUN", help="path of the run; it stays as it is")
+    compact_.add_argument("out", type=Path, metavar="OUT", help="where the new run goes; nothing may be there")
+    compact_.add_argument(
+        "--compression",
+        choices=["keep", "none", "lz4", "bitround"],
+        default="keep",
+        help="codec of the new run; bitround also rounds hidden states to 7 mantissa bits (%(default)s)",
+    )
+    layers = compact_.add_mutually_exclusive_group()
+    layers.add_argument("--keep-layers", type=int, nargs="*", metavar="L", help="hidden states to keep, by number")
+    layers.add_argument(
+        "--drop-layers", type=int, nargs="+", default=(), metavar="L", help="hidden states to leave out"
+    )
+    compact_.add_argument("--keep-epochs", type=int, nargs="+", metavar="E", help="epochs to keep, by number")
     return root
 
 
@@ -277,6 +328,65 @@ def _plot(options: argparse.Namespace) -> None:
     output = options.output or run.path.with_name(f"{run.path.stem}-{split.name}-data-map.png")
     write_figure(figure, output)
     print(f"data map written to {output}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    with _bar("verify", "B") as progress:
+        problems = verify(options.run, progress=progress)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise StoreError(
+            f"{options.run} is damaged: {len(problems)} problem{'s' if len(problems) > 1 else ''}, named above; "
+            "all else can be read as before."
+        )
+    print(f"{options.run} is whole")
+
+
+def _repair(options: argparse.Namespace) -> None:
+    with _bar("seal", " passes") as progress:
+        done = repair(options.run, incomplete=options.incomplete, progress=progress)
+    for key in done.sealed:
+        print(f"sealed {key}")
+    for path in done.removed:
+        print(f"removed {path}")
+    for key in done.incomplete:
+        print(f"{key} was recorded in part: resume training, or seal it with --incomplete")
+    if done.failed:
+        raise StoreError("; ".join(f"{key} could not be sealed: {why}" for key, why in done.failed.items()))
+    if not (done.sealed or done.removed or done.incomplete):
+        print(f"{options.run}: nothing to repair")
+
+
+def _compact(options: argparse.Namespace) -> None:
+    with _bar("compact", "B") as progress:
+        compact(
+            options.run,
+            options.out,
+            compression=None if options.compression == "none" else options.compression,
+            keep_layers=options.keep_layers,
+            drop_layers=options.drop_layers,
+            keep_epochs=options.keep_epochs,
+            progress=progress,
+        )
+    before, after = _size_of(options.run), _size_of(options.out)
+    print(f"{options.out}: {after:,} bytes, {after / before:.0%} of the {before:,} of {options.run}")
+
+
+@contextmanager
+def _bar(what: str, unit: str) -> Iterator[Progress]:
+    """A bar that appears when the work takes more than a second."""
+    with tqdm(desc=what, unit=unit, unit_scale=unit == "B", delay=1, leave=False) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report
+
+
+def _size_of(run: Path) -> int:
+    return sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
 
 
 def _opened(path: Path) -> Any:

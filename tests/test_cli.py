@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import csv
+import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from t3vis import open_run
 from t3vis.cli import main, parser, planted_errors_found, table
 from t3vis.store.results import read_result
+from t3vis.store.writer import create_run
 
 RUN = Path("runs/demo.zarr")
 
@@ -43,7 +46,7 @@ def example_of(command: argparse.ArgumentParser) -> list[str]:
     return shlex.split(found[1])
 
 
-@pytest.mark.parametrize("name", ["demo", "info", "analyze", "suspects", "plot"])
+@pytest.mark.parametrize("name", ["demo", "info", "analyze", "suspects", "plot", "verify", "repair", "compact"])
 def test_example_in_help_runs(name: str, in_demo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = example_of(commands()[name])
     assert arguments[0] == name
@@ -52,7 +55,7 @@ def test_example_in_help_runs(name: str, in_demo_folder: Path, capsys: pytest.Ca
 
 
 def test_every_command_is_tested_above() -> None:
-    assert sorted(commands()) == ["analyze", "demo", "info", "plot", "suspects"]
+    assert sorted(commands()) == ["analyze", "compact", "demo", "info", "plot", "repair", "suspects", "verify"]
 
 
 def test_demo_says_where_to_look_and_how_many_errors_it_found(tmp_path, monkeypatch, capsys) -> None:
@@ -167,9 +170,56 @@ def test_plot_writes_beside_the_run(in_demo_folder: Path, capsys) -> None:
     assert written.read_bytes().startswith(b"\x89PNG")
 
 
+def test_verify_names_what_is_damaged_and_ends_with_status_1(in_demo_folder: Path, capsys) -> None:
+    shutil.copytree(RUN, "damaged.zarr")
+    shard = next(Path("damaged.zarr/train/logits/c/1").rglob("0/0"))
+    os.truncate(shard, 100)
+    assert main(["verify", "damaged.zarr"]) == 1
+    said = capsys.readouterr()
+    assert "train/logits, pass 1, rows 0 to 215: it does not end in an index" in said.out
+    assert str(shard) in said.out
+    assert said.err == "t3vis: damaged.zarr is damaged: 1 problem, named above; all else can be read as before.\n"
+    assert main(["verify", str(RUN)]) == 0
+    assert capsys.readouterr().out == f"{RUN} is whole\n"
+
+
+def test_repair_says_what_it_did_and_what_it_left(in_demo_folder: Path, capsys) -> None:
+    shutil.copytree(RUN, "died.zarr")
+    writer = create_run(Path("died.zarr"), {}, start_step=14, resume=True)
+    writer.begin_pass("train", 2, {"epoch": 2, "step": 14})
+    rows = {"example": np.array([3]), "step": np.array([14]), "loss": np.array([0.5], np.float32)}
+    writer.log("train", rows)
+    writer.flush()
+    del writer
+    leftover = Path("died.zarr/train/loss/zarr.json.1.partial")
+    leftover.touch()
+    assert main(["repair", "died.zarr"]) == 0
+    said = capsys.readouterr().out
+    assert said == f"removed {leftover}\ntrain:2 was recorded in part: resume training, or seal it with --incomplete\n"
+    assert main(["repair", "died.zarr", "--incomplete"]) == 0
+    assert "sealed train:2\n" in capsys.readouterr().out
+    assert open_run("died.zarr").epochs[2].sealed
+    assert main(["repair", "died.zarr"]) == 0
+    assert capsys.readouterr().out == "died.zarr: nothing to repair\n"
+
+
+def test_compact_says_what_was_gained(in_demo_folder: Path, capsys) -> None:
+    assert main(["compact", str(RUN), "thin.zarr", "--compression", "lz4", "--keep-layers", "2", "0"]) == 0
+    said = capsys.readouterr().out
+    assert re.fullmatch(rf"thin\.zarr: [\d,]+ bytes, \d+% of the [\d,]+ of {RUN}\n", said)
+    run = open_run("thin.zarr")
+    assert run.train.layers == [0, 2]
+    np.testing.assert_array_equal(run.train.hidden_states[:, 1], open_run(RUN).train.hidden_states[:, 2])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["verify", "nowhere.zarr"], "expected a t3vis run at nowhere.zarr, found nothing"),
+        (["repair", "nowhere.zarr"], "expected a t3vis run at nowhere.zarr, found nothing"),
+        (["compact", str(RUN), str(RUN)], "already exists"),
+        (["compact", str(RUN), "new.zarr", "--keep-epochs", "7"], "holds no epoch 7; it holds [0, 1]"),
+        (["compact", str(RUN), "new.zarr", "--drop-layers", "99"], "holds no hidden state 99"),
         (["info", "nowhere.zarr"], "expected a t3vis run at nowhere.zarr, found nothing"),
         (["analyze", str(RUN), "--split", "dev"], "holds no split 'dev'; it holds: train, eval"),
         (["analyze", str(RUN), "--burn-in", "9"], "burn_in=9"),

@@ -170,9 +170,9 @@ class RecorderCallback(TrainerCallback):
             self._session.end_epoch()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Flush: what a checkpoint knows, the store knows."""
-        if self._session is not None:
-            self._session.flush()
+        """Put everything on disk: what a checkpoint knows, the store knows."""
+        if self._session is not None and self._training:
+            self._session.save_point()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

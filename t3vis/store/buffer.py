@@ -21,7 +21,8 @@ class Buffer:
     """Rows of one split that are not yet on disk; two segments' worth of memory, whatever the size of the dataset.
 
     ``index`` and ``of_pass`` are of the pass that the rows belong to, ``sequence`` the number of the next segment.
-    ``arrays`` are being filled; ``others`` are free once ``writing`` is done.
+    ``arrays`` are being filled; ``others`` are free once ``writing`` is done. ``known_shapes`` are those of the last
+    batch that fitted: most are like the one before.
     """
 
     n_examples: int | None
@@ -33,6 +34,7 @@ class Buffer:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     others: dict[str, NDArray[Any]] = field(default_factory=dict)
     writing: Future[None] | None = None
+    known_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def is_full(self) -> bool:
@@ -41,11 +43,17 @@ class Buffer:
 
     def fits(self, rows: Rows) -> bool:
         """Whether rows of this kind are what the buffer was allocated for."""
+        shapes = {name: array.shape for name, array in rows.items()}
+        if shapes == self.known_shapes:
+            return True
         n_rows = len(rows["example"])
-        return rows.keys() == self.arrays.keys() and all(
+        fits = rows.keys() == self.arrays.keys() and all(
             row_shape(name, array) == row_shape(name, self.arrays[name]) and n_rows_of(name, array) == n_rows
             for name, array in rows.items()
         )
+        if fits:
+            self.known_shapes = shapes
+        return fits
 
     def allocate(self, rows: Rows) -> None:
         """Room for a segment of rows like these."""
@@ -62,11 +70,12 @@ class Buffer:
             }
             for _ in range(2)
         )
-        self.writing = None
+        self.writing, self.known_shapes = None, {}
 
     def release(self) -> None:
         """Give the memory back; the buffer is as before the first row."""
         self.arrays, self.others, self.writing, self.capacity, self.n_rows = {}, {}, None, 0, 0
+        self.known_shapes = {}
 
     def turn(self, writing: Future[None]) -> None:
         """Fill the other arrays from now on, as soon as they are free; ``writing`` frees these."""
@@ -77,9 +86,12 @@ class Buffer:
     def take(self, rows: Rows, start: int) -> int:
         """Copy the rows from number ``start`` on, as many as there is room for; returns how many."""
         count = min(len(rows["example"]) - start, self.capacity - self.n_rows)
+        into, of = slice(self.n_rows, self.n_rows + count), slice(start, start + count)
         for name, array in rows.items():
-            into = _along_rows(name, self.n_rows, self.n_rows + count)
-            self.arrays[name][into] = array[_along_rows(name, start, start + count)]
+            if spec_of(name).leading:
+                self.arrays[name][:, into] = array[:, of]
+            else:
+                self.arrays[name][into] = array[of]
         self.n_rows += count
         return count
 

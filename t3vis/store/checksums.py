@@ -6,7 +6,8 @@ whoever writes shards MAY keep the crc32c of each file beside what vouches for i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -48,10 +49,24 @@ def checksums_below(folders: Sequence[Path], root: Path) -> dict[str, int]:
 
     This is what the attribute ``checksums`` of a commit, or of a group of examples, holds.
     """
-    files = sorted(file for folder in folders for file in folder.rglob("*") if is_shard(file))
+    files = sorted(file for folder in folders for file in files_below(folder) if is_shard(file))
     return {file.relative_to(root).as_posix(): checksum(file) for file in files}
 
 
-def is_shard(path: Path) -> bool:
+def is_shard(file: Path) -> bool:
     """Whether a file is a shard, and not metadata or left unfinished."""
-    return path.name != "zarr.json" and path.suffix != ".partial" and path.is_file()
+    return file.name != "zarr.json" and file.suffix != ".partial"
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file in a folder and those within it; what vanishes in the meantime is passed over."""
+    for path, _, names in os.walk(folder):
+        yield from (Path(path) / name for name in names)
+
+
+def size_of(file: Path) -> int:
+    """Bytes of a file, 0 if it has vanished."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

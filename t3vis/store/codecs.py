@@ -73,11 +73,15 @@ def bitrounded(values: NDArray[np.float16]) -> NDArray[np.float16]:
     """
     dropped = _FLOAT16_MANTISSA_BITS - KEPT_MANTISSA_BITS
     bits = np.ascontiguousarray(values).view(np.uint16)
-    half = np.uint16((1 << (dropped - 1)) - 1)
     mask = np.uint16(0xFFFF ^ ((1 << dropped) - 1))
-    result = (bits + half + ((bits >> dropped) & 1)) & mask
-    finite = (bits & 0x7C00) != 0x7C00
-    overflown = finite & ((result & 0x7C00) == 0x7C00)
-    result[overflown] = bits[overflown] & mask  # towards zero at the very end of the range
-    result[~finite] = bits[~finite]
+    result = bits >> dropped
+    result &= 1
+    result += bits
+    result += np.uint16((1 << (dropped - 1)) - 1)
+    result &= mask
+    magnitude = bits & 0x7FFF
+    extreme = magnitude >= np.uint16(0x7C00 - (1 << (dropped - 1)))  # would become infinite, or is not finite
+    if extreme.any():
+        towards_zero = np.where(magnitude < 0x7C00, bits & mask, bits)
+        result[extreme] = towards_zero[extreme]
     return result.view(np.float16)

@@ -274,7 +274,7 @@ def _writer_of(plan: _Plan, name: str, array: SealedArray, target: Path, said: d
         inner[1:] = codec_metadata(compression, array.dtype)
     attributes = {**metadata["attributes"], **said}
     schema.write_metadata(target, {**metadata, "shape": shape, "attributes": attributes})
-    if compression == KEEP or not recoded:
+    if compression == KEEP or not recoded:  # bit for bit
         return lambda _, new_leading, rows, file: _copy_shard(file, _shard_file(target, array, new_leading, rows))
     encode = encoder(compression, array.dtype)
 

@@ -221,7 +221,7 @@ class RaggedColumn:
     column, else one-dimensional arrays.
     """
 
-    def __init__(self, path: Path, *, text: bool) -> None:
+    def __init__(self, path: schema.Node, *, text: bool) -> None:
         self._values = open_sealed(path / "values", 0)
         self._offsets = open_sealed(path / "offsets", 0)
         self._text = text
@@ -257,7 +257,7 @@ class RaggedColumn:
         return [part.tobytes().decode() for part in parts] if self._text else parts
 
 
-def text_columns(split: Path) -> dict[str, RaggedColumn]:
+def text_columns(split: schema.Node) -> dict[str, RaggedColumn]:
     """Raw text columns of a split by their true names."""
     root = split / "examples" / "text"
     if not schema.node_exists(root):
@@ -266,13 +266,13 @@ def text_columns(split: Path) -> dict[str, RaggedColumn]:
     return {column: RaggedColumn(root / node, text=True) for node, column in names.items()}
 
 
-def static_array(split: Path, name: str) -> SealedArray | None:
+def static_array(split: schema.Node, name: str) -> SealedArray | None:
     """``labels``, ``targets`` or ``length`` of a split, where the dataset had them."""
     path = split / "examples" / name
     return open_sealed(path, 0) if schema.node_exists(path) else None
 
 
-def token_ids(split: Path) -> RaggedColumn | None:
+def token_ids(split: schema.Node) -> RaggedColumn | None:
     """Token ids of a split, where the dataset had them."""
     path = split / "examples" / "input_ids"
     return RaggedColumn(path, text=False) if schema.node_exists(path / "values") else None

@@ -13,7 +13,8 @@ Indices = range | NDArray[np.int64]
 def orthogonal(key: Any, shape: tuple[int, ...]) -> tuple[list[Indices], tuple[Any, ...]]:
     """Split NumPy indexing into the indices wanted on each axis and the indexing that remains on that block.
 
-    Reading the block ``wanted[0] x wanted[1] x ...`` and applying the remainder gives what NumPy would give.
+    Reading the block ``wanted[0] x wanted[1] x ...`` and applying the remainder gives what NumPy would give. The
+    indices wanted on each axis are in increasing order.
     """
     parts = list(key) if isinstance(key, tuple) else [key]
     n_given = sum(np.ndim(part) if _is_mask(part) else 1 for part in parts if part is not None and part is not Ellipsis)
@@ -33,8 +34,9 @@ def orthogonal(key: Any, shape: tuple[int, ...]) -> tuple[list[Indices], tuple[A
             continue
         size = shape[len(wanted)]
         if isinstance(part, slice):
-            remainder.append(slice(None))
-            wanted.append(range(size)[part])
+            indices = range(size)[part]
+            wanted.append(indices if indices.step > 0 else indices[::-1])
+            remainder.append(slice(None) if indices.step > 0 else slice(None, None, -1))
         elif isinstance(part, int | np.integer) and not isinstance(part, bool | np.bool_):
             number = _checked(int(part), size)
             wanted.append(range(number, number + 1))

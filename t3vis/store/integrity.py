@@ -12,7 +12,7 @@ import numpy as np
 
 from t3vis.errors import StoreError
 from t3vis.store import schema
-from t3vis.store.checksums import checksum
+from t3vis.store.checksums import checksum, size_of
 from t3vis.store.layout import RowLayout
 from t3vis.store.sealed import SealedArray
 from t3vis.store.shard import Codec, ShardFile, index_length, shard_path
@@ -213,8 +213,8 @@ class Meter:
 
     def add(self, file: Path) -> None:
         """Count a shard that has been looked at, if it is there."""
-        if self.report is not None and file.exists():
-            self.done = min(self.done + file.stat().st_size, self.total)
+        if self.report is not None:
+            self.done = min(self.done + size_of(file), self.total)
             self.report(self.done, self.total)
 
     def end(self) -> None:
@@ -224,12 +224,20 @@ class Meter:
 
 
 def lacking_problems(
-    node: Path, attributes: Mapping[str, Any], names: Collection[str], **where: Any
+    node: Path,
+    attributes: Mapping[str, Any],
+    names: Collection[str],
+    *,
+    numbers: Collection[str] = (),
+    split: str | None = None,
 ) -> Iterator[Problem]:
-    """What a group's attributes do not say although they must."""
+    """What a group's attributes do not say although they must, or do not say in integers."""
     missing = [name for name in names if name not in attributes]
+    wrong = [name for name in numbers if name in attributes and not isinstance(attributes[name], int)]
     if missing:
-        yield Problem(node / "zarr.json", f"its attributes lack {', '.join(missing)}", **where)
+        yield Problem(node / "zarr.json", f"its attributes lack {', '.join(missing)}", split=split)
+    for name in wrong:
+        yield Problem(node / "zarr.json", f"its {name} is {attributes[name]!r}, expected an integer", split=split)
 
 
 def attributes_of(node: Path) -> dict[str, Any] | None:

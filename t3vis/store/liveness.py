@@ -39,7 +39,7 @@ class WriterMark:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         self._descriptor = descriptor
         _held.add(descriptor)
-        self._forget = weakref.finalize(self, _let_go, descriptor)
+        self._forget = weakref.finalize(self, _take_back, descriptor)
 
     def release(self) -> None:
         """Take the mark back."""
@@ -51,18 +51,21 @@ class WriterMark:
 _held: set[int] = set()
 
 
-def _let_go(descriptor: int) -> None:
-    if descriptor in _held:
+def _take_back(descriptor: int) -> None:
+    if descriptor in _held:  # it is not in a fork
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         _held.remove(descriptor)
         os.close(descriptor)
 
 
-def _let_go_of_all() -> None:
-    for descriptor in list(_held):
-        _let_go(descriptor)
+def _close_all() -> None:
+    """In a fork: its copies of the descriptors would keep the locks although the writer is gone."""
+    while _held:
+        os.close(_held.pop())
 
 
-os.register_at_fork(after_in_child=_let_go_of_all)
+os.register_at_fork(after_in_child=_close_all)
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """Run: a lazy, read-only view of a run, finished or still training.
 
 Every access looks at the disk anew: a pass that is committed is read from the sealed arrays, one that is not from
-its segments. Nothing is held but small metadata and where the rows of the last unsealed pass go.
+its segments. What is held between accesses, metadata and open shards of sealed passes and where the rows of the last
+unsealed pass go, counts only as long as the files it was taken from are the same.
+
+A copy at a URL is read as it was when it was opened, or when it last turned out to have changed.
 """
 
 from __future__ import annotations
@@ -9,9 +12,11 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -20,8 +25,11 @@ from t3vis.errors import StoreError
 from t3vis.store import schema, segments
 from t3vis.store.commits import commit_of, committed_passes
 from t3vis.store.examples import RaggedColumn, static_array, text_columns, token_ids
-from t3vis.store.sealed import open_sealed
+from t3vis.store.indexing import Indices, orthogonal
+from t3vis.store.sealed import N_REMOTE_THREADS, HeldShards, SealedArray, open_sealed
 from t3vis.store.segments import split_names
+from t3vis.store.shard import room
+from t3vis.store.storage import RemotePath, file_stamp, locate, names_in, stamp
 
 T = TypeVar("T")
 
@@ -62,7 +70,6 @@ class RunArray:
         self.name = name
         self._split = split
         self._spec = schema.PASS_ARRAYS[name]
-        self._leading, self._trailing = split._row_shape(name)
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -72,8 +79,9 @@ class RunArray:
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes of the dimensions, as of now."""
+        leading, trailing = self._split._row_shape(self.name)
         n_passes = max((index + 1 for index in self._split._indices()), default=0)
-        return (n_passes, *self._leading, self._split.n_examples, *self._trailing)
+        return (n_passes, *leading, self._split.n_examples, *trailing)
 
     @property
     def ndim(self) -> int:
@@ -99,17 +107,23 @@ class RunArray:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> Any:
+        found = self._split._read_directly(self._spec, key)
+        if found is not None:
+            return found
+        n_leading = 1 + len(self._spec.leading)
         shape = self.shape
-        wanted, remainder = _orthogonal(key, shape)
-        row_axis = 1 + len(self._spec.leading)
-        block = np.full((*map(len, wanted[: row_axis + 1]), *self._trailing), self._spec.fill, self.dtype)
-        for i, index in enumerate(wanted[0]):
-            if self._leading:
-                for j, layer in enumerate(wanted[1]):
-                    block[i, j] = self._split._read(self.name, int(index), int(layer), wanted[row_axis])
-            else:
-                block[i] = self._split._read(self.name, int(index), 0, wanted[row_axis])
-        block = block[(slice(None),) * (row_axis + 1) + np.ix_(*wanted[row_axis + 1 :])]
+        wanted, remainder = orthogonal(key, shape)
+        block = room((*map(len, wanted[: n_leading + 1]), *shape[n_leading + 1 :]), self.dtype)
+        places = list(product(*(range(len(indices)) for indices in wanted[:n_leading])))
+        self._split._read_all(
+            self._spec,
+            [tuple(int(wanted[axis][at]) for axis, at in enumerate(place)) for place in places],
+            wanted[n_leading],
+            [block[place] for place in places],
+        )
+        for axis in range(n_leading + 1, len(shape)):
+            if not isinstance(wanted[axis], range) or wanted[axis] != range(shape[axis]):
+                block = np.take(block, wanted[axis], axis)
         return block[remainder]
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -125,10 +139,13 @@ class RunArray:
 class Split:
     """The training set, or one evaluation set: its examples, and what was recorded of them in every pass."""
 
-    def __init__(self, run_path: Path, name: str) -> None:
+    def __init__(self, run_path: schema.Node, name: str, held: HeldShards) -> None:
         self.name = name
         self.path = run_path / name
         self._run_path = run_path
+        self._held = held
+        self._sealed_passes: dict[int, _SealedPass] = {}
+        self._run_arrays: dict[str, RunArray] = {}
         self._merges: dict[Hashable, segments.Merge] = {}
         attributes = self.attributes
         self.kind: schema.SplitKind = attributes["kind"]
@@ -200,11 +217,14 @@ class Split:
         StoreError
             If nothing of that name has been recorded.
         """
-        if not self._has(name):
-            raise StoreError(
-                f"{self.path} holds no {name} (yet); recorded are: {', '.join(self.arrays) or 'no arrays'}."
-            )
-        return RunArray(self, name)
+        array = self._run_arrays.get(name)
+        if array is None:
+            if not self._has(name):
+                raise StoreError(
+                    f"{self.path} holds no {name} (yet); recorded are: {', '.join(self.arrays) or 'no arrays'}."
+                )
+            array = self._run_arrays[name] = RunArray(self, name)
+        return array
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -293,33 +313,64 @@ class Split:
     def __repr__(self) -> str:
         return f"<{self.name} of {self._run_path.name}: {self.n_examples:,} examples, {len(self._indices())} passes>"
 
-    # How passes are found and read
+    # How passes are found
 
     def _indices(self) -> list[int]:
         # Looked for twice, since a pass may move from here to there, or back, in the meantime.
-        committed = committed_passes(self.path)
-        unsealed = segments.unsealed_passes(self.path)
-        return sorted({*committed, *unsealed, *committed_passes(self.path)})
+        committed = self._committed()
+        unsealed = segments.unsealed_passes(_as_path(self.path)) if self._may_have_segments() else []
+        return sorted({*committed, *unsealed, *self._committed()})
 
-    def _commit(self, index: int) -> dict[str, Any] | None:
-        try:
-            return commit_of(self.path, index)
-        except FileNotFoundError:
+    def _committed(self) -> list[int]:
+        if isinstance(self.path, RemotePath):
+            return committed_passes(_as_path(self.path))
+        folder = f"{self.path}/commits"
+        names = [name for name in names_in(folder) if file_stamp(f"{folder}/{name}/zarr.json") is not None]
+        return sorted(int(name[1:]) for name in names)
+
+    def _may_have_segments(self) -> bool:
+        """Whether there is more below ``segments`` than empty groups; quicker than to look for the segments."""
+        folder = f"{self.path}/segments"
+        return any(set(names_in(f"{folder}/{name}")) - {"zarr.json"} for name in names_in(folder) if name[:1] == "a")
+
+    def _commit_stamp(self, index: int, *, fresh: bool) -> Hashable:
+        return stamp(self.path / "commits" / schema.pass_name(index), fresh=fresh)
+
+    def _sealed_pass(self, index: int) -> _SealedPass | None:
+        """The pass as it is sealed now, ``None`` if it is not."""
+        held = self._sealed_passes.get(index)
+        if held is not None and held.file is not None and file_stamp(held.file) == held.stamp:
+            return held
+        now = self._commit_stamp(index, fresh=False)
+        if held is not None and held.stamp == now:
+            return held
+        if held is not None:
+            del self._sealed_passes[index]
+            self._held.clear()
+        if now is None:
             return None
+        manifest = commit_of(_as_path(self.path), index)
+        commit = self.path / "commits" / schema.pass_name(index) / "zarr.json"
+        file = None if isinstance(commit, RemotePath) else str(commit)
+        sealed = _SealedPass(now, file, manifest, self.attributes["n_examples"])
+        if file is not None:  # else both were fetched at once
+            self._check_unchanged(index, now)
+        self._sealed_passes[index] = sealed
+        return sealed
 
-    def _check_unchanged(self, index: int, commit: dict[str, Any] | None) -> None:
+    def _check_unchanged(self, index: int, before: Hashable) -> None:
         """Segments vanish once their pass is committed, shards once its commit is taken back."""
-        if self._commit(index) != commit:
+        if self._commit_stamp(index, fresh=True) != before:
             raise FileNotFoundError(f"pass {index} of {self.name} was sealed or taken back while it was read")
 
     def _pass(self, index: int) -> Pass:
-        commit = self._commit(index)
-        if commit is not None:
-            known = commit
+        sealed = self._sealed_pass(index)
+        if sealed is not None:
+            known = dict(sealed.manifest)
         else:
             merged = self._merge(index)
             known = {**merged.of_pass(), **merged.coverage()}
-            self._check_unchanged(index, commit)
+            self._check_unchanged(index, None)
         return Pass(
             index=index,
             epoch=known.get("epoch", index),
@@ -329,38 +380,97 @@ class Split:
             n_seen=known["n_seen"],
             n_repeated=known["n_repeated"],
             n_never=known["n_never"],
-            sealed=commit is not None,
+            sealed=sealed is not None,
             attributes=known,
         )
 
     def _merge(self, index: int) -> segments.Merge:
-        found = segments.list_segments(self.path, index)
-        starts = segments.limits(self._run_path)
-        key = index, tuple(segment.path for segment in found), tuple(starts.items())
+        found = segments.list_segments(_as_path(self.path), index)
+        limits = segments.limits(_as_path(self._run_path))
+        paths = tuple((segment.path, stamp(segment.path)) for segment in found)
+        key = index, paths, tuple(limits.items())
         if key not in self._merges:
-            self._merges = {key: segments.merge(found, starts, self.attributes["n_examples"], self.kind)}
+            self._merges = {key: segments.merge(found, limits, self.attributes["n_examples"], self.kind)}
         return self._merges[key]
 
-    def _read(self, name: str, index: int, layer: int, rows: NDArray[np.int64]) -> NDArray[Any]:
-        return self._retry(self._read_once, name, index, layer, rows)
+    # How rows are read
 
-    def _read_once(self, name: str, index: int, layer: int, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Rows of one pass and layer, in any order, from wherever they are now."""
-        spec = schema.PASS_ARRAYS[name]
-        _, trailing = self._row_shape(name)
-        out = np.full((len(rows), *trailing), spec.fill, spec.dtype)
-        commit = self._commit(index)
-        if commit is None:
-            merged = self._merge(index)
-            within = np.flatnonzero(rows < merged.n_examples)
-            out[within] = merged.gather(name, trailing, layer)[rows[within]]
-        elif schema.node_exists(self.path / name):  # else it was recorded in other passes only
-            array = open_sealed(self.path / name, 1 + len(spec.leading))
-            within = np.flatnonzero(rows < array.shape[array.row_axis])
-            wanted, inverse = np.unique(rows[within], return_inverse=True)
-            out[within] = array.read((index, layer) if spec.leading else (index,), wanted)[inverse]
-        self._check_unchanged(index, commit)
-        return out
+    def _read_directly(self, spec: schema.ArraySpec, key: Any) -> Any:
+        """What ``key`` names, if that is rows of one sealed pass (and layer); ``None`` if it has to be looked into."""
+        parts = key if isinstance(key, tuple) else (key,)
+        n_leading = 1 + len(spec.leading)
+        if not n_leading <= len(parts) <= n_leading + 1:
+            return None
+        leading = parts[:n_leading]
+        for part in leading:
+            if type(part) is not int or part < 0:
+                return None
+        try:
+            sealed = self._sealed_pass(leading[0])
+            array = None if sealed is None else self._sealed_array(sealed, spec)
+            if sealed is None or array is None or array.shape[n_leading] != sealed.n_examples:
+                return None
+            if n_leading > 1 and leading[1] >= array.shape[1]:
+                return None
+            n_missed = self._held.n_missed
+            found = _rows_of(array, leading, parts[n_leading] if len(parts) > n_leading else slice(None))
+            # Shards that were open before the commit was looked at are those that it vouches for, come what may.
+            if found is not None and (self._held.n_missed != n_missed or sealed.file is None):
+                self._check_unchanged(leading[0], sealed.stamp)
+        except FileNotFoundError:
+            return None
+        return found
+
+    def _sealed_array(self, sealed: _SealedPass, spec: schema.ArraySpec) -> SealedArray | None:
+        """An array of a sealed pass; ``None`` if it was recorded in other passes only."""
+        try:
+            return sealed.arrays[spec.name]
+        except KeyError:
+            pass
+        try:
+            array = open_sealed(self.path / spec.name, 1 + len(spec.leading), held=self._held)
+        except FileNotFoundError:
+            array = None
+        sealed.arrays[spec.name] = array
+        return array
+
+    def _read_all(
+        self, spec: schema.ArraySpec, places: list[tuple[int, ...]], rows: Indices, blocks: list[NDArray[Any]]
+    ) -> None:
+        """Rows at each of ``places``, a pass and perhaps a layer, into the block for each."""
+        if len(places) > 1 and isinstance(self.path, RemotePath):
+            with ThreadPoolExecutor(N_REMOTE_THREADS) as pool:
+                tasks = [
+                    pool.submit(self._retry, self._read, spec, place, rows, block)
+                    for place, block in zip(places, blocks, strict=True)
+                ]
+                for task in tasks:
+                    task.result()
+        else:
+            for place, block in zip(places, blocks, strict=True):
+                self._retry(self._read, spec, place, rows, block)
+
+    def _read(self, spec: schema.ArraySpec, place: tuple[int, ...], rows: Indices, out: NDArray[Any]) -> None:
+        """Rows of one pass and layer, in increasing order, from wherever they are now."""
+        sealed = self._sealed_pass(place[0])
+        if sealed is None:
+            merged = self._merge(place[0])
+            layer = place[1] if len(place) > 1 else 0
+            whole = merged.gather(spec.name, out.shape[1:], layer)
+            within = _below(rows, merged.n_examples)
+            out[: len(within)] = whole[within.start : within.stop] if isinstance(within, range) else whole[within]
+            out[len(within) :] = spec.fill
+            self._check_unchanged(place[0], None)
+            return
+        array = self._sealed_array(sealed, spec)
+        within = _below(rows, 0 if array is None else array.n_rows)
+        if array is not None:
+            if isinstance(within, range):
+                array.read(place, within, out[: len(within)])
+            else:
+                out[: len(within)] = array.take(place, within)
+        out[len(within) :] = spec.fill
+        self._check_unchanged(place[0], sealed.stamp)
 
     def _retry(self, read: Callable[..., T], *arguments: Any) -> T:
         for _ in range(_READ_ATTEMPTS - 1):
@@ -368,14 +478,16 @@ class Split:
                 return read(*arguments)
             except FileNotFoundError:
                 self._merges = {}
+                if isinstance(self.path, RemotePath):
+                    self.path.copy.refresh()
         return read(*arguments)
 
     def _has(self, name: str) -> bool:
-        return segments.row_shape(self.path, name) is not None
+        return segments.row_shape(_as_path(self.path), name) is not None
 
     def _row_shape(self, name: str) -> segments.RowShape:
         """Sizes before and after the example in one row of an array."""
-        shape = segments.row_shape(self.path, name)
+        shape = segments.row_shape(_as_path(self.path), name)
         if shape is None:
             raise StoreError(f"{self.path} holds no {name}.")
         return shape
@@ -391,6 +503,58 @@ class Split:
             out[now] = array[index, now]
             unknown &= ~now
         return out
+
+
+@dataclass(frozen=True)
+class _SealedPass:
+    """A sealed pass as its commit stood when it was read, and what was opened of it since.
+
+    ``file`` is that of the commit, ``None`` where it is not in a directory. ``n_examples`` is the size of the split
+    if it is fixed.
+    """
+
+    stamp: Hashable
+    file: str | None
+    manifest: dict[str, Any]
+    n_examples: int | None
+    arrays: dict[str, SealedArray | None] = field(default_factory=dict)
+
+
+def _rows_of(array: SealedArray, leading: tuple[int, ...], part: Any) -> Any:
+    """What NumPy indexing with ``part`` gives of the rows; ``None`` where it is more than a few kinds, or wrong."""
+    size = array.n_rows
+    if type(part) is int:
+        if not -size <= part < size:
+            return None
+        row = array.row(leading, part % size)
+        return row if row.shape else row[()]
+    if isinstance(part, slice):
+        rows = range(size)[part]
+        return array.read(leading, rows) if rows.step == 1 else None
+    if not isinstance(part, np.ndarray | list):
+        return None
+    numbers = np.asarray(part)
+    if numbers.ndim != 1 or not numbers.size:
+        return None
+    if numbers.dtype == bool:
+        return array.take(leading, np.flatnonzero(numbers)) if len(numbers) == size else None
+    if numbers.dtype.kind not in "iu" or numbers.min() < -size or numbers.max() >= size:
+        return None
+    numbers = numbers.astype(np.int64, copy=False)
+    return array.take(leading, numbers % size if numbers.min() < 0 else numbers)
+
+
+def _below(rows: Indices, size: int) -> Indices:
+    """Those of increasing row numbers that are smaller than ``size``, which come first; as a range if its step is 1."""
+    if isinstance(rows, range) and rows.step == 1:
+        return range(rows.start, max(min(rows.stop, size), rows.start))
+    numbers = np.asarray(rows, np.int64)
+    return numbers[: np.searchsorted(numbers, size)]
+
+
+def _as_path(node: schema.Node) -> Path:
+    """For functions that use no more of a path than every node has."""
+    return cast("Path", node)
 
 
 @dataclass(frozen=True)
@@ -441,16 +605,16 @@ class Example:
 class Evaluations(Mapping[str, Split]):
     """The evaluation sets of a run by the names that the Trainer gives their metrics: ``eval``, ``eval_<name>``."""
 
-    def __init__(self, run_path: Path) -> None:
-        self._run_path = run_path
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
     def __getitem__(self, name: str) -> Split:
         if name not in list(self):
             raise KeyError(f"{name!r}; recorded are: {', '.join(self) or 'no evaluations'}")
-        return Split(self._run_path, name)
+        return self._run._split(name)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in split_names(self._run_path) if name != "train")
+        return (name for name in split_names(_as_path(self._run.path)) if name != "train")
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -462,8 +626,10 @@ class Evaluations(Mapping[str, Split]):
 class Run:
     """A recorded run, read-only and lazy; it grows under the reader's eyes while training goes on."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: schema.Node) -> None:
         self.path = path
+        self._splits: dict[str, Split] = {}
+        self._held = HeldShards()
         schema.run_attributes(path)
 
     @property
@@ -480,21 +646,29 @@ class Run:
         StoreError
             If nothing has been trained in this run (yet).
         """
+        if "train" in self._splits:
+            return self._splits["train"]
         if not schema.node_exists(self.path / "train"):
             raise StoreError(
                 f"{self.path} holds no training pass (yet); evaluations: {', '.join(self.evals) or 'none'}."
             )
-        return Split(self.path, "train")
+        return self._split("train")
 
     @property
     def evals(self) -> Evaluations:
         """The evaluation sets by name."""
-        return Evaluations(self.path)
+        return Evaluations(self)
 
     @property
     def splits(self) -> dict[str, Split]:
         """All splits by name."""
-        return {name: Split(self.path, name) for name in split_names(self.path)}
+        return {name: self._split(name) for name in split_names(_as_path(self.path))}
+
+    def _split(self, name: str) -> Split:
+        split = self._splits.get(name)
+        if split is None:
+            split = self._splits[name] = Split(self.path, name, self._held)
+        return split
 
     @property
     def epochs(self) -> tuple[Pass, ...]:
@@ -504,7 +678,7 @@ class Run:
     @property
     def missing_rows(self) -> int:
         """Rows that could not be recorded, over all processes and attempts."""
-        return sum(sum(attempt["missing_rows"].values()) for attempt in segments.attempts(self.path))
+        return sum(sum(attempt["missing_rows"].values()) for attempt in segments.attempts(_as_path(self.path)))
 
     def tokens(self, ids: ArrayLike) -> list[str]:
         """Token ids as the tokens they stand for.
@@ -528,7 +702,7 @@ class Run:
             f"{self.path}: {model.get('class', 'unknown model')}, begun {attributes['t3vis']['created']}",
             *(split.summary() for split in self.splits.values()),
         ]
-        attempts = segments.attempts(self.path)
+        attempts = segments.attempts(_as_path(self.path))
         if len({attempt["attempt"] for attempt in attempts}) > 1:
             starts = [known["start_step"] for known in attempts if known["attempt"] and known["start_step"]]
             lines += [f"resumed from step {', '.join(map(str, starts))}"] if starts else []
@@ -547,9 +721,16 @@ class Run:
 def open_run(path: str | os.PathLike[str]) -> Run:
     """Open a run for reading, also one that is still being recorded.
 
+    Parameters
+    ----------
+    path
+        Of its directory; or the URL of a copy made by ``push``, such as ``s3://bucket/run.zarr``, of which only what
+        is asked for is fetched.
+
     Raises
     ------
     StoreError
-        If there is no t3vis run at ``path``, or its format is newer than this t3vis.
+        If there is no t3vis run at ``path``, or its format is newer than this t3vis; or if the protocol of a URL
+        is not known, or needs a package that is not installed.
     """
-    return Run(Path(path))
+    return Run(locate(path))

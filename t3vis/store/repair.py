@@ -9,6 +9,7 @@ from pathlib import Path
 
 from t3vis.errors import StoreError
 from t3vis.store import schema, segments
+from t3vis.store.checksums import files_below
 from t3vis.store.commits import committed_passes, complete_passes, locked
 from t3vis.store.liveness import without_writers
 from t3vis.store.seal import seal_pass
@@ -80,7 +81,7 @@ def _unsealed(path: Path) -> list[str]:
 
 def _remove(path: Path) -> Iterator[Path]:
     """Delete what no reader looks at; yields each thing once it is gone."""
-    for file in list(path.rglob("*.partial")):
+    for file in [file for file in files_below(path) if file.suffix == ".partial"]:
         file.unlink()
         yield file
     for name in segments.split_names(path):

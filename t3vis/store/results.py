@@ -72,10 +72,11 @@ def write_result(
     schema.write_metadata(group, schema.group_metadata(dict(attributes)))
 
 
-def read_result(run: Path, split: str, name: str) -> Result | None:
+def read_result(run: schema.Node, split: str, name: str) -> Result | None:
     """The result of that name, or ``None`` if there is none."""
     group = run / "analysis" / split / name
     if not schema.node_exists(group):
         return None
-    columns = {node.parent.name: open_sealed(node.parent, 0).read_all() for node in sorted(group.glob("*/zarr.json"))}
+    nodes = sorted((node.parent for node in group.glob("*/zarr.json")), key=str)
+    columns = {node.name: open_sealed(node, 0).read_all() for node in nodes}
     return Result(columns, schema.read_metadata(group)["attributes"])

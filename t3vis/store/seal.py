@@ -92,8 +92,9 @@ def _seal_array(
     encode = encoder(options.compression, np.dtype(spec.dtype))
     if not schema.node_exists(array):
         schema.write_metadata(array, metadata)  # before the shards, so that no reader finds a directory without it
+    rows = None
     for layer in range(leading[0] if leading else 1):
-        rows = merged.gather(name, trailing, layer)
+        rows = merged.gather(name, trailing, layer, out=rows)
         write_rows(array, (index, layer) if leading else (index,), rows, layout, spec.fill, encode)
     covered = (index + 1, *metadata["shape"][1:])
     metadata["shape"] = list(map(max, covered, schema.read_metadata(array)["shape"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,12 +14,10 @@ from numpy.typing import NDArray
 from t3vis.errors import StoreError
 from t3vis.store import schema
 from t3vis.store.layout import RowLayout
-from t3vis.store.shard import Buffer, Codec, RowNumbers, Shard, ShardFile, pieces, read_from_shard
+from t3vis.store.shard import Buffer, Codec, RowNumbers, Shard, ShardFile, pieces, read_from_shard, room
 from t3vis.store.storage import RemotePath, open_shard
 
-_PARALLEL_BYTES = 16 << 20  # below, starting threads costs more than they save (benchmarks/bench_store.py)
-_N_THREADS = 2
-N_REMOTE_THREADS = 8
+N_REMOTE_THREADS = 8  # requests at a time; from a directory one thread reads as fast as memory is copied
 
 
 class HeldShards:
@@ -33,10 +30,14 @@ class HeldShards:
 
     def __init__(self) -> None:
         self._shards: dict[Hashable, Shard] = {}
+        self.n_missed = 0
+        """How often a shard was asked for that was not kept."""
 
     def get(self, key: Hashable) -> Shard | None:
         """The shard that was kept under this key."""
-        return self._shards.get(key)
+        shard = self._shards.get(key)
+        self.n_missed += shard is None
+        return shard
 
     def keep(self, key: Hashable, shard: Shard) -> None:
         """Keep an open shard."""
@@ -100,17 +101,15 @@ class SealedArray:
             If a shard is damaged; the message names the file and what it holds.
         """
         if out is None:
-            out = np.empty((len(rows), *self.trailing), self.dtype)
-        parts = list(pieces(rows, self.layout.shard_rows))
-        is_remote = isinstance(self.path, RemotePath)
-        if len(parts) < 2 or not (is_remote or out.nbytes >= _PARALLEL_BYTES):
-            for number, within, at in parts:
-                self._read_shard(leading, number, within, out[at])
-        else:
-            with ThreadPoolExecutor(N_REMOTE_THREADS if is_remote else _N_THREADS) as pool:
-                tasks = [pool.submit(self._read_shard, leading, number, within, out[at]) for number, within, at in parts]
-                for task in tasks:
+            out = room((len(rows), *self.trailing), self.dtype)
+        parts = [(leading, number, within, out[at]) for number, within, at in pieces(rows, self.layout.shard_rows)]
+        if len(parts) > 1 and isinstance(self.path, RemotePath):
+            with ThreadPoolExecutor(N_REMOTE_THREADS) as pool:
+                for task in [pool.submit(self._read_shard, *part) for part in parts]:
                     task.result()
+        else:
+            for part in parts:
+                self._read_shard(*part)
         return out
 
     def read_all(self, leading: tuple[int, ...] = ()) -> NDArray[Any]:
@@ -122,25 +121,24 @@ class SealedArray:
         layout = self.layout
         shard_number, within = divmod(number, layout.shard_rows)
         shard = self._shard(leading, shard_number)
-        if self.decode is None and shard is not None:
-            chunk, first = divmod(within, layout.chunk_rows)
-            span = shard.spans[chunk]
+        out = np.empty(self.trailing, self.dtype)
+        if self.decode is None and type(shard) is ShardFile:
+            span = shard.spans[within // layout.chunk_rows]
             if span is not None:
-                out = np.empty(self.trailing, self.dtype)
                 try:
-                    shard.read_ranges([(span[0] + first * out.nbytes, 0, out.nbytes)], out.data.cast("B"))
+                    shard.read_into(out, span[0] + within % layout.chunk_rows * out.nbytes)
                 except StoreError as error:
                     raise self._damaged(error, leading, shard_number) from error
                 return out
-        one: NDArray[Any] = self.read(leading, range(number, number + 1))[0:1].reshape(self.trailing)
-        return one
+        self._read_shard(leading, shard_number, range(within, within + 1), out[None])
+        return out
 
     def take(self, leading: tuple[int, ...], rows: NDArray[np.int64]) -> NDArray[Any]:
         """Rows of one leading index in any order, also more than once; shape (n, *trailing)."""
         if self.decode is not None or isinstance(self.path, RemotePath):
             wanted, inverse = np.unique(rows, return_inverse=True)
             return self.read(leading, wanted)[inverse]
-        out = np.empty((len(rows), *self.trailing), self.dtype)
+        out = room((len(rows), *self.trailing), self.dtype)
         numbers = rows // self.layout.shard_rows
         for number in np.flatnonzero(np.bincount(numbers)).tolist():
             at = np.flatnonzero(numbers == number)

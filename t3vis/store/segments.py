@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Segment:
     sequence: int
     n_rows: int
     attributes: dict[str, Any]
+    _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)  # of arrays asked for
 
     def has(self, name: str) -> bool:
         """Whether it holds an array of that name.
@@ -45,7 +47,7 @@ class Segment:
         FileNotFoundError
             If the segment has been sealed and removed, so that what it held cannot be told any more.
         """
-        if schema.node_exists(self.path / name):
+        if name in self._shapes or schema.node_exists(self.path / name):
             return True
         if not _is_complete(self.path):
             raise FileNotFoundError(f"{self.path} was sealed and removed while it was read")
@@ -59,7 +61,9 @@ class Segment:
         FileNotFoundError
             If the segment has no such array, or has been sealed and removed.
         """
-        return tuple(schema.read_metadata(self.path / name)["shape"])
+        if name not in self._shapes:
+            self._shapes[name] = tuple(schema.read_metadata(self.path / name)["shape"])
+        return self._shapes[name]
 
     def read(self, spec: schema.ArraySpec, leading: int = 0) -> NDArray[Any]:
         """Rows of one array, shape (n_rows, *trailing); ``leading`` chooses the layer where there are layers."""
@@ -218,13 +222,13 @@ def remove_sealed(split: Path, index: int, lineage: Sequence[Window]) -> None:
 class Merge:
     """Which row of which segment becomes which example's row of a pass.
 
-    ``kept[i]`` are the rows of ``segments[i]`` that count and ``targets[i]`` their examples. ``visits`` has shape
-    (n_examples,): how often each was seen.
+    ``kept[i]`` are the rows of ``segments[i]`` that count, in order of arrival, and ``targets[i]`` their examples.
+    ``visits`` has shape (n_examples,): how often each was seen.
     """
 
     segments: tuple[Segment, ...]
-    kept: tuple[NDArray[np.int64], ...]
-    targets: tuple[NDArray[np.int64], ...]
+    kept: tuple[NDArray[np.int32], ...]
+    targets: tuple[NDArray[np.integer], ...]
     visits: NDArray[np.int32]
     first_step: int
     last_step: int
@@ -263,15 +267,32 @@ class Merge:
             said = {**segment.attributes["of_pass"], **said}
         return said
 
-    def gather(self, name: str, trailing: tuple[int, ...], layer: int = 0) -> NDArray[Any]:
-        """One array (one layer of it) in order of example, shape (n_examples, *trailing)."""
+    def gather(
+        self, name: str, trailing: tuple[int, ...], layer: int = 0, *, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """One array (one layer of it) in order of example, shape (n_examples, *trailing).
+
+        Parameters
+        ----------
+        out
+            What another layer of the same array was gathered into, to be used again: memory that was never touched
+            costs more than the copying (benchmarks/bench_store.py).
+        """
         spec = schema.PASS_ARRAYS[name]
         if name == "visits":
             return self.visits
-        out = np.full((self.n_examples, *trailing), spec.fill, spec.dtype)
-        for segment, kept, targets in zip(self.segments, self.kept, self.targets, strict=True):
-            if len(kept) and segment.has(name):
-                out[targets] = segment.read(spec, layer)[kept]
+        sources = [
+            (segment, kept, targets)
+            for segment, kept, targets in zip(self.segments, self.kept, self.targets, strict=True)
+            if len(kept) and segment.has(name)
+        ]
+        if out is None:
+            out = np.empty((self.n_examples, *trailing), spec.dtype)
+            if sum(len(kept) for _, kept, _ in sources) < self.n_examples:
+                out.fill(spec.fill)
+        for segment, kept, targets in sources:
+            rows = segment.read(spec, layer)
+            out[targets] = rows if len(kept) == len(rows) else rows[kept]
         return out
 
 
@@ -295,41 +316,64 @@ def merge(
     kind
         An evaluation is superseded as a whole, before it is merged; only training rows are sifted here.
     """
-    ids = [segment.read(schema.EXAMPLE_ID) for segment in segments]
-    steps = [segment.read(schema.PASS_ARRAYS["step"]) for segment in segments]
-    visits = [_visits_of(segment) for segment in segments]
-    first_superseded = [_NO_LIMIT if kind == "eval" else limits.get(part.attempt, _NO_LIMIT) for part in segments]
-    source = np.repeat(np.arange(len(segments)), [len(part) for part in ids])
-    row = _concatenate([np.arange(len(part)) for part in ids])
-    example, step, count = _concatenate(ids), _concatenate(steps), _concatenate(visits)
-    attempt = np.repeat([segment.attempt for segment in segments], [len(part) for part in ids]).astype(np.int64)
-    valid = step < np.repeat(np.asarray(first_superseded, np.int64), [len(part) for part in ids])
-    order = np.flatnonzero(valid)
-    order = order[np.lexsort((step[order], attempt[order]))]  # stable: arrival decides among equals
+    bounds = np.cumsum([0, *(segment.n_rows for segment in segments)])
+    parts = [slice(*pair) for pair in pairwise(bounds.tolist())]
+    example, step = np.empty(bounds[-1], np.int64), np.empty(bounds[-1], np.int64)
+    for segment, part in zip(segments, parts, strict=True):
+        example[part] = segment.read(schema.EXAMPLE_ID)
+        step[part] = segment.read(schema.PASS_ARRAYS["step"])
     size = n_examples if n_examples is not None else int(example.max(initial=-1)) + 1
-    total = np.bincount(example[order], weights=count[order], minlength=size).astype(np.int32)
-    _, first = np.unique(example[order], return_index=True)
-    chosen = order[first]
+    order = _in_order(segments, parts, step, {} if kind == "eval" else limits)
+    is_first = _is_first(example, order, size)
+    kept = [np.flatnonzero(is_first[part]).astype(np.int32) for part in parts]
+    counts = _visits_of(segments)
+    visits = np.bincount(example[order], None if counts is None else counts[order], minlength=size)
+    compact = np.int32 if size <= np.iinfo(np.int32).max else np.int64
     return Merge(
         segments=tuple(segments),
-        kept=tuple(row[chosen[source[chosen] == i]] for i in range(len(segments))),
-        targets=tuple(example[chosen[source[chosen] == i]] for i in range(len(segments))),
-        visits=total,
+        kept=tuple(kept),
+        targets=tuple(example[part][rows].astype(compact) for part, rows in zip(parts, kept, strict=True)),
+        visits=visits.astype(np.int32),
         first_step=int(step[order].min()) if len(order) else -1,
         last_step=int(step[order].max(initial=-1)),
     )
 
 
-def _concatenate(parts: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
+def _in_order(
+    segments: Sequence[Segment], parts: Sequence[slice], step: NDArray[np.int64], limits: Mapping[int, int]
+) -> NDArray[np.int64]:
+    """Numbers of the rows that count, by attempt, then step; arrival decides among equals."""
+    counting = np.empty(len(step), bool)
+    attempt = np.empty(len(step), np.int32)
+    for segment, part in zip(segments, parts, strict=True):
+        counting[part] = step[part] < limits.get(segment.attempt, _NO_LIMIT)
+        attempt[part] = segment.attempt
+    order = np.flatnonzero(counting)
+    ordered = order[np.lexsort((step[order], attempt[order]))]
+    return ordered.astype(np.int64, copy=False)
 
 
-def _visits_of(segment: Segment) -> NDArray[np.int64]:
-    """How many visits each row stands for: one, unless the segment says more."""
+def _is_first(example: NDArray[np.int64], order: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
+    """Whether each row is the one that ``order`` puts first of those of its example."""
+    first = np.full(size, -1, np.int64)
+    first[example[order[::-1]]] = order[::-1]  # the last assignment to an index stands
+    found = np.zeros(len(example), bool)
+    found[first[first >= 0]] = True
+    return found
+
+
+def _visits_of(segments: Sequence[Segment]) -> NDArray[np.int64] | None:
+    """How many visits each row stands for; ``None`` if that is one for each."""
     spec = schema.PASS_ARRAYS["visits"]
-    if segment.has(spec.name):
-        return segment.read(spec).astype(np.int64)
-    return np.ones(segment.n_rows, np.int64)
+    if not any(segment.has(spec.name) for segment in segments):
+        return None
+    return _concatenate(
+        [segment.read(spec) if segment.has(spec.name) else np.ones(segment.n_rows, np.int32) for segment in segments]
+    )
+
+
+def _concatenate(parts: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def locate(path: str | os.PathLike[str]) -> Path | RemotePath:
     if not is_url(path):
         return Path(path)
     file_system, root = file_system_of(str(path))
-    if _is_local(file_system):
+    if is_local(file_system):
         return Path(root)
     return RemotePath(RemoteCopy(str(path), file_system, root))
 
@@ -66,16 +66,28 @@ def file_system_of(url: str) -> tuple[Any, str]:
     try:
         file_system, root = url_to_fs(url)
     except ImportError as error:  # fsspec names the package
-        raise StoreError(f"{url} cannot be opened: {error}. Install that package, with t3vis[remote] or alone.") from error
+        raise StoreError(f"{url} cannot be opened: {error}. Install it, or t3vis[remote] for http.") from error
     except ValueError as error:
         raise StoreError(f"{url} cannot be opened: {error}.") from error
     return file_system, root.rstrip("/")
 
 
-def _is_local(file_system: Any) -> bool:
+def is_local(file_system: Any) -> bool:
+    """Whether an fsspec file system is that of this machine, which is read directly."""
     from fsspec.implementations.local import LocalFileSystem
 
     return isinstance(file_system, LocalFileSystem)
+
+
+def is_web(file_system: Any) -> bool:
+    """Whether an fsspec file system is a web server, which can neither be listed nor written to."""
+    protocol = file_system.protocol
+    return "http" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def needs_directories(file_system: Any) -> bool:
+    """Whether directories must be made before files are put there; object stores, which are asynchronous, have none."""
+    return not file_system.async_impl
 
 
 class RemoteCopy:
@@ -137,7 +149,6 @@ class RemoteCopy:
             If there are fewer bytes than that.
         """
         path, url = f"{self._root}/{name}", f"{self.url}/{name}"
-        spans = [span for span in spans if span[1]]
         starts, ends = [offset for offset, _ in spans], [offset + length for offset, length in spans]
         with _named(url):
             found: list[bytes] = self._file_system.cat_ranges([path] * len(spans), starts, ends, on_error="raise")
@@ -176,12 +187,13 @@ def listed_sizes(file_system: Any, root: str, url: str) -> dict[str, int]:
     StoreError
         If the file system does not tell.
     """
-    found = file_system.find(root, detail=True)
-    sizes = {relative_to(path, root): info.get("size") for path, info in found.items()}
-    if file_system.protocol in ("http", ("http", "https")) or None in sizes.values():
+    if is_web(file_system):
         raise StoreError(
-            f"{url} cannot be listed, and its root does not say what is there; copy the run there with t3vis push."
+            f"{url} cannot be listed, and its root does not say what is there; put a copy there that t3vis push made."
         )
+    file_system.invalidate_cache()
+    found = file_system.find(root, detail=True)
+    sizes = {relative_to(path, root): info["size"] for path, info in found.items()}
     return {name: int(size) for name, size in sizes.items() if not name.endswith(".partial")}
 
 
@@ -246,6 +258,10 @@ class RemotePath:
             path = PurePosixPath(name)
             if name.startswith(prefix) and len(path.parts) == n_own + n_parts and path.match(pattern):
                 yield RemotePath(self.copy, name)
+
+    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:  # noqa: ARG002
+        """Refuse: copies are made by ``push``, and read only."""
+        raise StoreError(f"{self} is part of a copy, which is read only; open the run itself to write to it.")
 
     def open_shard(self, n_chunks: int) -> RemoteShard:
         """The shard in this file.
@@ -344,6 +360,14 @@ def file_stamp(path: str) -> tuple[int, int, int] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def names_in(folder: str) -> list[str]:
+    """Names of what is in a directory, none where it does not exist; several times as fast as ``Path.iterdir``."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def as_path(node: schema.Node) -> Path:

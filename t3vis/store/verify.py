@@ -7,6 +7,7 @@ was sealed, removed or taken back while it was looked at is looked at again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from t3vis.errors import StoreError
 from t3vis.store import schema
-from t3vis.store.checksums import is_shard
+from t3vis.store.checksums import files_below, is_shard, size_of
 from t3vis.store.commits import committed_passes
 from t3vis.store.integrity import (
     Meter,
@@ -29,7 +30,7 @@ from t3vis.store.integrity import (
     shards_of,
 )
 from t3vis.store.sealed import SealedArray, open_sealed
-from t3vis.store.segments import unsealed_passes
+from t3vis.store.segments import passes_with_remains
 from t3vis.store.shard import shard_path
 from t3vis.store.verify_examples import analysis_problems, columns_problems, example_problems
 
@@ -57,7 +58,7 @@ def verify(run_path: Path, *, progress: Progress | None = None) -> list[Problem]
         If there is no run at ``run_path``, or its root cannot be read.
     """
     schema.run_attributes(run_path)
-    total = sum(file.stat().st_size for file in run_path.rglob("*") if is_shard(file)) if progress else 0
+    total = sum(size_of(file) for file in files_below(run_path) if is_shard(file)) if progress else 0
     meter = Meter(progress, total)
     found = list(_metadata_problems(run_path))
     for split in sorted(node.parent for node in run_path.glob("*/zarr.json")):
@@ -72,7 +73,7 @@ def verify(run_path: Path, *, progress: Progress | None = None) -> list[Problem]
 
 def _metadata_problems(run: Path) -> Iterator[Problem]:
     """Metadata that cannot be read, and attempts that do not say what they must."""
-    for file in sorted(run.rglob("zarr.json")):
+    for file in sorted(file for file in files_below(run) if file.name == "zarr.json"):
         try:
             metadata = schema.read_metadata(file.parent)
         except FileNotFoundError:
@@ -104,7 +105,7 @@ class _Split:
             if schema.node_exists(self.path / name):
                 yield from self._array_problems(name)
         committed = committed_passes(self.path)
-        for index in sorted({*committed, *unsealed_passes(self.path), *committed_passes(self.path)}):
+        for index in sorted({*committed, *passes_with_remains(self.path), *committed_passes(self.path)}):
             yield from self._pass_problems(index)
         yield from example_problems(self.path, self.attributes, self.meter)
 
@@ -128,10 +129,11 @@ class _Split:
         for _ in range(_ATTEMPTS):
             done, manifest = self.meter.done, attributes_of(commit)
             committed = schema.node_exists(commit)
-            if manifest is not None:
-                found = list(self._sealed_problems(index, manifest))
-            else:
-                found = [] if committed else list(self._segments_problems(index))
+            with suppress(FileNotFoundError):  # the commit has been taken back, and its shards with it
+                if manifest is not None:
+                    found = list(self._sealed_problems(index, manifest))
+                else:
+                    found = [] if committed else list(self._segments_problems(index))
             if attributes_of(commit) == manifest and schema.node_exists(commit) == committed:
                 break
             self.meter.done = done
@@ -141,9 +143,13 @@ class _Split:
 
     def _sealed_problems(self, index: int, manifest: dict[str, Any]) -> Iterator[Problem]:
         node = self.path / "commits" / schema.pass_name(index)
-        lacking = list(lacking_problems(node, manifest, _COVERAGE))
+        lacking = list(lacking_problems(node, manifest, _COVERAGE, numbers=_COVERAGE))
         if lacking:
             yield from lacking
+            return
+        if self.n_examples is not None and manifest["n_examples"] != self.n_examples:
+            what = f"it speaks of {manifest['n_examples']} examples, expected {self.n_examples}"
+            yield Problem(node / "zarr.json", what)
             return
         if manifest["pass"] != index:
             yield Problem(node / "zarr.json", f"it says to be the manifest of pass {manifest['pass']}")
@@ -157,7 +163,7 @@ class _Split:
         for relative in known:
             name = relative.split("/")[0]
             if name not in sealed and not (self.path / relative).exists():
-                yield Problem(self.path / relative, "this shard of the pass is missing", array=name)
+                yield Problem(self.path / relative, "this shard is missing", array=name)
         if not damaged & {"step", "visits"}:
             yield from self._coverage_problems(index, manifest, sealed, node)
 
@@ -174,7 +180,7 @@ class _Split:
         """What is wrong with the shards of one array in one pass."""
         n_rows, kept = int(manifest["n_examples"]), manifest.get("checksums")
         grid = {file: (leading, rows) for leading, rows, file in shards_of(array, (index,), n_rows)}
-        there = {file for file in (self.path / name / "c" / str(index)).rglob("*") if is_shard(file)}
+        there = {file for file in files_below(self.path / name / "c" / str(index)) if is_shard(file)}
         if kept is not None:
             needed = {self.path / relative for relative in kept if relative.startswith(f"{name}/c/{index}/")}
         else:
@@ -208,10 +214,6 @@ class _Split:
     ) -> Iterator[Problem]:
         """Where a manifest says other than ``step`` and ``visits`` of its pass."""
         n_rows = int(manifest["n_examples"])
-        if self.n_examples is not None and n_rows != self.n_examples:
-            what = f"it speaks of {n_rows} examples, expected {self.n_examples}"
-            yield Problem(node / "zarr.json", what)
-            return
         if "visits" not in sealed or ("step" not in sealed and manifest["n_seen"]):
             lost = "visits" if "visits" not in sealed else "step"
             yield Problem(self.path / lost, f"the pass has been sealed, but there is no {lost}", array=lost)
@@ -232,16 +234,17 @@ class _Split:
 
     def _segments_problems(self, index: int) -> Iterator[Problem]:
         for segment in sorted(self.path.glob(f"segments/*/{schema.pass_name(index)}_*")):
+            found: list[Problem] = []
+            with suppress(FileNotFoundError):  # sealed and removed in the meantime
+                found = list(self._segment_problems(segment)) if _is_complete(segment) else []
             if _is_complete(segment):
-                found = list(self._segment_problems(segment))
-                if _is_complete(segment):  # else it was sealed and removed in the meantime
-                    yield from found
+                yield from found
 
     def _segment_problems(self, segment: Path) -> Iterator[Problem]:
         attributes = attributes_of(segment)
         if attributes is None:
             return
-        lacking = list(lacking_problems(segment, attributes, _OF_SEGMENT))
+        lacking = list(lacking_problems(segment, attributes, _OF_SEGMENT, numbers=_OF_SEGMENT[:-1]))
         if lacking:
             yield from lacking
             return

@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, Trainer, TrainerCallback
 
 from t3vis import ConfigurationError, RecorderCallback, RecordingError, open_run
+from t3vis.store import schema
 from tests.callbacks.tiny import (
     NumberedStream,
     PlainDataset,
@@ -421,26 +421,24 @@ def test_settings_that_are_none(options: dict[str, Any], found: str, tmp_path: P
 
 
 class BreaksTheDisk(TrainerCallback):
-    """Puts a regular file where the segments go, once the first epoch is sealed, and a directory again later on."""
+    """Puts regular files where the segments of the second pass are to go, and takes them away again later on."""
 
-    def __init__(self, segments: Path, *, broken: tuple[int, int]) -> None:
-        self.segments, self.broken = segments, broken
+    def __init__(self, split: Path, *, broken: tuple[int, int]) -> None:
+        folder = split / "segments" / schema.rank_name(0, 0)
+        self.blocked = [folder / f"{schema.pass_name(1)}_s{number:06d}" for number in range(10)]
+        self.broken = broken
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        aside = self.segments.with_name("segments-aside")
-        if state.global_step == self.broken[0]:
-            while not all(splits.passes[0].sealed for splits in open_run(self.segments.parents[1]).splits.values()):
-                time.sleep(0.05)
-            self.segments.rename(aside)
-            self.segments.write_text("")
-        elif state.global_step == self.broken[1]:
-            self.segments.unlink()
-            aside.rename(self.segments)
+        for path in self.blocked:
+            if state.global_step == self.broken[0]:
+                path.touch()
+            elif state.global_step == self.broken[1]:
+                path.unlink()
 
 
 def disk_breaks(tmp_path: Path, *, split: str, broken: tuple[int, int], **recorder: Any) -> Trainer:
     path = tmp_path / "run.zarr"
-    callback = BreaksTheDisk(path / split / "segments", broken=broken)
+    callback = BreaksTheDisk(path / split, broken=broken)
     settings: dict[str, Any] = {"num_train_epochs": 3, "eval_dataset": as_dataset(tiny_rows(9, seed=1))}
     settings |= {"eval_strategy": "epoch", **LEARNING}
     recorders = RecorderCallback(path, **recorder)

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_callback import ExportableState
 
 from t3vis import RecorderCallback, open_run
-from tests.callbacks.tiny import as_dataset, check_training, tiny_model, tiny_rows, tiny_trainer
+from tests.callbacks.tiny import OwnModel, as_dataset, check_training, tiny_model, tiny_rows, tiny_trainer
 
 LEARNING = {
     "learning_rate": 1e-2,
@@ -245,12 +245,12 @@ def test_who_stops_in_the_middle_disturbs_nothing(how: str, tmp_path: Path) -> N
     """Batches that are under way carry ids still; a model that takes no more than it knows must not see them."""
     settings = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "num_train_epochs": 2}
     settings |= {"gradient_accumulation_steps": 1}
-    plain, _ = trained(tmp_path / "out", None, tiny_model("distilbert"), **settings)
+    plain, _ = trained(tmp_path / "out", None, OwnModel(), **settings)
     recorder = RecorderCallback(tmp_path / "run.zarr")
     ends = Ends(recorder, how)
     set_seed(7)
     options = {**LEARNING, **settings, "eval_dataset": held_out(), "callbacks": [ends]}
-    trainer = tiny_trainer(tmp_path / "out", recorder, model=tiny_model("distilbert"), **options)
+    trainer = tiny_trainer(tmp_path / "out", recorder, model=OwnModel(), **options)
     ends.trainer = weakref.proxy(trainer)
     trainer.train()
     assert_same_weights(plain.model, trainer.model)

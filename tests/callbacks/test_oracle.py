@@ -22,6 +22,7 @@ from tests.callbacks.tiny import (
     MODELS,
     N_CLASSES,
     NumberedStream,
+    OwnModel,
     PlainDataset,
     alone,
     as_dataset,
@@ -300,20 +301,6 @@ def test_a_model_that_returns_tuples(hidden_states: Any, tmp_path: Path) -> None
     check_pass(run.evals["eval"], 0, model, tiny_rows(9, seed=1), layers=layers)
 
 
-class OwnModel(nn.Module):
-    """No model of transformers: it takes what it takes, and returns a plain dict."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed, self.head = nn.Embedding(60, 8), nn.Linear(8, N_CLASSES)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        weights = attention_mask[..., None].float()
-        logits = self.head((self.embed(input_ids) * weights).sum(1) / weights.sum(1))
-        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
-
-
 def test_a_module_of_ones_own_has_no_hidden_states(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = OwnModel()
     run = recorded(tmp_path, model=model)
@@ -462,12 +449,13 @@ def test_another_callback_may_read_the_training_loader(tmp_path: Path) -> None:
 
 
 class EvaluatesTraining(TrainerCallback):
-    """Evaluates on the very loader that is trained on, which carries ids."""
+    """Evaluates, in the middle of an epoch, on the very loader that is trained on: its batches carry ids."""
 
     trainer: Trainer
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.evaluation_loop(kwargs["train_dataloader"], "train accuracy")
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 5:
+            self.trainer.evaluation_loop(kwargs["train_dataloader"], "train accuracy")
 
 
 def test_an_evaluation_of_the_training_loader_is_no_training(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer, TrainingArguments
@@ -195,6 +197,20 @@ def tiny_trainer(
         callbacks=[*([] if recorder is None else [recorder]), *callbacks],
         **{"data_collator": pad, **(options or {})},
     )
+
+
+class OwnModel(nn.Module):
+    """No model of transformers: it takes what it takes, and returns a plain dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(60, 8), nn.Linear(8, N_CLASSES)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        weights = attention_mask[..., None].float()
+        logits = self.head((self.embed(input_ids) * weights).sum(1) / weights.sum(1))
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
 # The oracle

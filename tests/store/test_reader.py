@@ -15,6 +15,7 @@ from t3vis.errors import StoreError
 from t3vis.store.examples import Columns, ExamplesWriter
 from t3vis.store.reader import RunArray, open_run
 from t3vis.store.seal import remove_sealed_segments, seal_pass
+from t3vis.store.storage import file_stamp
 from t3vis.store.writer import create_run
 
 from .operations import READING, before_operation
@@ -286,6 +287,90 @@ def test_a_reader_in_a_thread_never_sees_a_torn_epoch(tmp_path):
     reader.join()
     assert faults == []
     assert run.train.loss.shape == (n_epochs, 6)
+
+
+def resume_and_seal_again(path):
+    """Training goes on from the middle of a sealed epoch, with other rows, and the epoch is sealed again."""
+    writer = create_run(path, {}, start_step=3, resume=True)
+    writer.begin_pass("train", 1, {"epoch": 1, "step": 2})
+    writer.log("train", rows_of([5, 9, 0, 4, 3], 3, seed=1))
+    writer.flush()
+    seal_pass(path, "train", 1)
+    remove_sealed_segments(path, "train")
+
+
+KEYS = {
+    "row": (1, 5),
+    "matrix": 1,
+    "rows": (1, [5, 2, 5]),
+    "trajectory": (slice(None), 5),
+    "mask": (1, np.arange(10) > 4),
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_what_was_held_open_is_not_what_is_read_once_the_epoch_was_sealed_again(tmp_path, key):
+    two_epochs(tmp_path, seal=True)
+    logits = open_run(tmp_path).train.logits
+    before = logits[KEYS[key]]
+    np.testing.assert_array_equal(logits[KEYS[key]], before)
+    resume_and_seal_again(tmp_path)
+    after = logits[KEYS[key]]
+    assert not np.array_equal(after, before, equal_nan=True)
+    np.testing.assert_array_equal(after, open_run(tmp_path).train.logits[:][KEYS[key]])
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
+@pytest.mark.parametrize("key", KEYS)
+def test_an_epoch_may_be_sealed_again_at_any_look_at_its_commit(tmp_path, monkeypatch, key, is_warm):
+    """Looks at a commit are no operations that the tests above interrupt."""
+    template = tmp_path / "template"
+    two_epochs(template, seal=True)
+    changed = shutil.copytree(template, tmp_path / "changed")
+    resume_and_seal_again(changed)
+    wanted = [open_run(path).train.logits[:][KEYS[key]] for path in (template, changed)]
+    number = 0
+    while True:
+        path = shutil.copytree(template, tmp_path / f"{number}")
+        logits = open_run(path).train.logits
+        if is_warm:
+            logits[KEYS[key]]
+        looks = iter(range(1000))
+
+        def look(file, looks=looks, path=path, number=number):
+            if "p0001" in file and next(looks) == number:
+                resume_and_seal_again(path)
+            return file_stamp(file)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("t3vis.store.reader.file_stamp", look)
+            patch.setattr("t3vis.store.storage.file_stamp", look)
+            found = logits[KEYS[key]]
+        assert any(np.array_equal(found, whole, equal_nan=True) for whole in wanted), number
+        if next(looks) <= number:
+            break
+        number += 1
+    assert number >= (1 if is_warm else 2)
+
+
+def test_a_run_that_replaces_another_is_seen_by_who_has_that_open(tmp_path):
+    two_epochs(tmp_path / "run", seal=True)
+    run = open_run(tmp_path / "run")
+    hidden, train = run.train.hidden_states, run.train
+    assert hidden[1, 1, 3].shape == (4,)
+    shutil.rmtree(tmp_path / "run")
+    writer = new_run(tmp_path / "run", 7)
+    for index in range(2):
+        writer.begin_pass("train", index, {"epoch": index, "step": index})
+        writer.log("train", rows_of(range(7), index, seed=5, hidden=3))
+        writer.flush()
+    for _ in range(2):
+        expected = open_run(tmp_path / "run").train.hidden_states[:]
+        assert expected.shape == (2, 2, 7, 3)
+        np.testing.assert_array_equal(hidden[1, 1, 3], expected[1, 1, 3])
+        np.testing.assert_array_equal(train.hidden_states, expected)
+        for index in range(2):
+            seal_pass(tmp_path / "run", "train", index)
 
 
 # What is known of a split, and of an example
