@@ -19,6 +19,9 @@ from t3vis.callbacks.processes import on_first_process
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
 from t3vis.errors import ConfigurationError, RecordingError
+from t3vis.store.codecs import Compression
+from t3vis.store.durable import Durability
+from t3vis.store.options import StorageOptions
 
 _DATASET = "_t3vis_dataset"  # on an evaluation loader: the dataset as the user gave it
 
@@ -52,6 +55,11 @@ class RecorderCallback(TrainerCallback):
         Go on with the run at ``path``, from the checkpoint that ``train(resume_from_checkpoint=...)`` loads.
     overwrite
         Delete the run that is at ``path``.
+    compression
+        Codec of a new run's sealed arrays: ``None``, ``"lz4"`` (lossless; real hidden states hardly shrink), or
+        ``"bitround"`` (hidden states rounded to 7 mantissa bits first, about a third smaller).
+    durability
+        What a flushed row survives: the death of the ``"process"``, or with ``"fsync"`` also a loss of power.
 
     Raises
     ------
@@ -76,10 +84,13 @@ class RecorderCallback(TrainerCallback):
         on_error: Literal["warn", "raise"] = "warn",
         resume: bool = False,
         overwrite: bool = False,
+        compression: Compression = None,
+        durability: Durability = "process",
     ) -> None:
         self.path = Path(path)
         self._first_path = self.path
-        self._settings = Settings(hidden_states, pooling, text, id_column, on_error, resume, overwrite)
+        storage = StorageOptions(compression, durability)
+        self._settings = Settings(hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage)
         self._attachment: Attachment | None = None
         self._capture: Capture | None = None
         self._session: Session | None = None

@@ -123,7 +123,12 @@ class Session:
         if resume and schema.node_exists(self.path):
             self._check_resumable(train_dataset)
         self._writer = create_run(
-            self.path, self._run_attributes(), start_step=start_step, resume=resume, overwrite=overwrite
+            self.path,
+            self._run_attributes(),
+            start_step=start_step,
+            resume=resume,
+            overwrite=overwrite,
+            options=self._settings.storage,
         )
 
     def _check_resumable(self, train_dataset: Any) -> None:

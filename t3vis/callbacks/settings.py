@@ -10,6 +10,7 @@ from t3vis.callbacks import provenance
 from t3vis.callbacks.capture import Layers, Pooling
 from t3vis.callbacks.examples import TextColumns
 from t3vis.errors import ConfigurationError
+from t3vis.store.options import StorageOptions
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Settings:
     on_error: Literal["warn", "raise"]
     resume: bool
     overwrite: bool
+    storage: StorageOptions
 
     def __post_init__(self) -> None:
         layers, pooling = self.hidden_states, self.pooling

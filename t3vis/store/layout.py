@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 CHUNK_BYTES = 1 << 20
 SHARD_BYTES = 32 << 20
-SEGMENT_BYTES = 16 << 20
+SEGMENT_BYTES = 32 << 20
 MIN_CHUNK_ROWS = 256
 MAX_CHUNK_ROWS = 65_536
 
@@ -57,7 +57,7 @@ def segment_rows(row_bytes: int, n_rows: int | None) -> int:
     Examples
     --------
     >>> segment_rows(5_408, 100_000)  # 7 layers of 384 in float16 and a few numbers
-    3102
+    6204
     """
     rows = max(SEGMENT_BYTES // row_bytes, 1)
     return rows if n_rows is None else max(min(rows, n_rows), 1)

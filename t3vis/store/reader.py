@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -114,13 +115,8 @@ class RunArray:
         shape = self.shape
         wanted, remainder = orthogonal(key, shape)
         block = room((*map(len, wanted[: n_leading + 1]), *shape[n_leading + 1 :]), self.dtype)
-        places = list(product(*(range(len(indices)) for indices in wanted[:n_leading])))
-        self._split._read_all(
-            self._spec,
-            [tuple(int(wanted[axis][at]) for axis, at in enumerate(place)) for place in places],
-            wanted[n_leading],
-            [block[place] for place in places],
-        )
+        layers = list(product(*wanted[1:n_leading]))
+        self._split._read_all(self._spec, wanted[0], layers, wanted[n_leading], block)
         for axis in range(n_leading + 1, len(shape)):
             if not isinstance(wanted[axis], range) or wanted[axis] != range(shape[axis]):
                 block = np.take(block, wanted[axis], axis)
@@ -435,42 +431,50 @@ class Split:
         return array
 
     def _read_all(
-        self, spec: schema.ArraySpec, places: list[tuple[int, ...]], rows: Indices, blocks: list[NDArray[Any]]
+        self,
+        spec: schema.ArraySpec,
+        passes: Indices,
+        layers: list[tuple[int, ...]],
+        rows: Indices,
+        block: NDArray[Any],
     ) -> None:
-        """Rows at each of ``places``, a pass and perhaps a layer, into the block for each."""
-        if len(places) > 1 and isinstance(self.path, RemotePath):
+        """Rows, in increasing order, of all ``layers`` of each of the passes, into the block for all of them."""
+        self._each(
+            partial(self._retry, self._read_pass, spec, int(index), layers, rows, block[i])
+            for i, index in enumerate(passes)
+        )
+
+    def _read_pass(
+        self, spec: schema.ArraySpec, index: int, layers: list[tuple[int, ...]], rows: Indices, block: NDArray[Any]
+    ) -> None:
+        """Rows of one pass, from wherever they are now; all layers from the same place."""
+        blocks = [block] if layers == [()] else list(block)
+        sealed = self._sealed_pass(index)
+        if sealed is None:
+            merged = self._merge(index)
+            within = _below(rows, merged.n_examples)
+            for layer, out in zip(layers, blocks, strict=True):
+                whole = merged.gather(spec.name, out.shape[1:], *layer)
+                out[: len(within)] = whole[within.start : within.stop] if isinstance(within, range) else whole[within]
+                out[len(within) :] = spec.fill
+            self._check_unchanged(index, None)
+        else:
+            array = self._sealed_array(sealed, spec)
+            self._each(
+                partial(_read_sealed, array, spec, (index, *layer), rows, out)
+                for layer, out in zip(layers, blocks, strict=True)
+            )
+            self._check_unchanged(index, sealed.stamp)
+
+    def _each(self, reads: Iterable[Callable[[], None]]) -> None:
+        """Do these one after another, or where that means to wait for each, all at once."""
+        if isinstance(self.path, RemotePath):
             with ThreadPoolExecutor(N_REMOTE_THREADS) as pool:
-                tasks = [
-                    pool.submit(self._retry, self._read, spec, place, rows, block)
-                    for place, block in zip(places, blocks, strict=True)
-                ]
-                for task in tasks:
+                for task in [pool.submit(read) for read in reads]:
                     task.result()
         else:
-            for place, block in zip(places, blocks, strict=True):
-                self._retry(self._read, spec, place, rows, block)
-
-    def _read(self, spec: schema.ArraySpec, place: tuple[int, ...], rows: Indices, out: NDArray[Any]) -> None:
-        """Rows of one pass and layer, in increasing order, from wherever they are now."""
-        sealed = self._sealed_pass(place[0])
-        if sealed is None:
-            merged = self._merge(place[0])
-            layer = place[1] if len(place) > 1 else 0
-            whole = merged.gather(spec.name, out.shape[1:], layer)
-            within = _below(rows, merged.n_examples)
-            out[: len(within)] = whole[within.start : within.stop] if isinstance(within, range) else whole[within]
-            out[len(within) :] = spec.fill
-            self._check_unchanged(place[0], None)
-            return
-        array = self._sealed_array(sealed, spec)
-        within = _below(rows, 0 if array is None else array.n_rows)
-        if array is not None:
-            if isinstance(within, range):
-                array.read(place, within, out[: len(within)])
-            else:
-                out[: len(within)] = array.take(place, within)
-        out[len(within) :] = spec.fill
-        self._check_unchanged(place[0], sealed.stamp)
+            for read in reads:
+                read()
 
     def _retry(self, read: Callable[..., T], *arguments: Any) -> T:
         for _ in range(_READ_ATTEMPTS - 1):
@@ -518,6 +522,19 @@ class _SealedPass:
     manifest: dict[str, Any]
     n_examples: int | None
     arrays: dict[str, SealedArray | None] = field(default_factory=dict)
+
+
+def _read_sealed(
+    array: SealedArray | None, spec: schema.ArraySpec, leading: tuple[int, ...], rows: Indices, out: NDArray[Any]
+) -> None:
+    """Rows, in increasing order, of one pass and layer; fill value where the array does not have them."""
+    within = _below(rows, 0 if array is None else array.n_rows)
+    if array is not None:
+        if isinstance(within, range):
+            array.read(leading, within, out[: len(within)])
+        else:
+            out[: len(within)] = array.take(leading, within)
+    out[len(within) :] = spec.fill
 
 
 def _rows_of(array: SealedArray, leading: tuple[int, ...], part: Any) -> Any:

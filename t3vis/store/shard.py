@@ -16,7 +16,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -123,13 +123,29 @@ def write_rows(
     first_shard
         Number of the shard that the first of the rows begins.
     """
-    with ThreadPoolExecutor(_N_ENCODERS, thread_name_prefix="t3vis-encoder") as pool:  # starts none if none is needed
-        for shard in range(-(-len(rows) // layout.shard_rows)):
-            part = rows[shard * layout.shard_rows : (shard + 1) * layout.shard_rows]
-            plain = _chunks(part, layout.chunk_rows, fill)
-            chunks = plain if codec is None or not plain else list(pool.map(codec, plain))
-            missing = [None] * (layout.chunks_per_shard - len(chunks))
-            write_shard(shard_path(array, leading, first_shard + shard, rows.ndim - 1), [*chunks, *missing])
+    shards = range(-(-len(rows) // layout.shard_rows))
+    paths = [shard_path(array, leading, first_shard + shard, rows.ndim - 1) for shard in shards]
+    plain = (
+        _chunks(rows[shard * layout.shard_rows : (shard + 1) * layout.shard_rows], layout.chunk_rows, fill)
+        for shard in shards
+    )
+    if codec is None:
+        for path, chunks in zip(paths, plain, strict=True):
+            write_shard(path, _with_missing(chunks, layout))
+        return
+    with ThreadPoolExecutor(_N_ENCODERS, thread_name_prefix="t3vis-encoder") as pool:
+        writing: Future[None] | None = None
+        for path, chunks in zip(paths, plain, strict=True):
+            encoded = list(pool.map(codec, chunks))  # while the shard before is being written
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(write_shard, path, _with_missing(encoded, layout))
+        if writing is not None:
+            writing.result()
+
+
+def _with_missing(chunks: Sequence[Buffer], layout: RowLayout) -> list[Buffer | None]:
+    return [*chunks, *[None] * (layout.chunks_per_shard - len(chunks))]
 
 
 def _chunks(rows: NDArray[Any], chunk_rows: int, fill: float | int) -> list[Buffer]:

@@ -471,3 +471,28 @@ def test_two_processes(tmp_path: Path) -> None:
     again = open_run(tmp_path / "run-2.zarr")  # a second training, which both of them record at the same place
     check_pass(again.train, 0, model, tiny_rows())
     assert (tmp_path / "refused").read_text().startswith("2 processes: ")
+
+
+# How it is stored
+
+
+def test_compression_and_durability_are_those_asked_for(tmp_path: Path) -> None:
+    model = tiny_model()
+    recorder = RecorderCallback(tmp_path / "run.zarr", compression="bitround", durability="fsync")
+    tiny_trainer(tmp_path / "out", recorder, model=model, num_train_epochs=1).train()
+    run = open_run(tmp_path / "run.zarr")
+    assert run.attributes["storage"] == {"compression": "bitround", "durability": "fsync"}
+    states = run.train.hidden_states[0]
+    assert (states.view(np.uint16) & 0b111 == 0).all()  # 7 of the 10 mantissa bits are left
+    array = zarr.open_group(tmp_path / "run.zarr", mode="r")["train/hidden_states"]
+    np.testing.assert_array_equal(array[0], states)
+    plain = RecorderCallback(tmp_path / "plain.zarr")
+    tiny_trainer(tmp_path / "out", plain, model=model, num_train_epochs=1).train()
+    np.testing.assert_allclose(
+        states, open_run(tmp_path / "plain.zarr").train.hidden_states[0], rtol=2**-8, atol=2**-14
+    )
+
+
+def test_storage_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="compression='gzip'"):
+        RecorderCallback(tmp_path / "run.zarr", compression="gzip")

@@ -206,28 +206,28 @@ def test_a_pass_that_was_sealed_again_is_never_seen_in_parts(tmp_path, memory, m
     two_epochs(old, seal=True)
     new = shutil.copytree(old, tmp_path / "new")
     resume_and_seal_again(new)
-    before, after = open_run(old).train.loss[1], open_run(new).train.loss[1]
+    before, after = (open_run(path).train.hidden_states[1] for path in (old, new))
     assert not np.array_equal(before, after, equal_nan=True)
     seen = []
     number, happened = 0, True
     while happened:
         empty_memory()
         push(old, URL)
-        reader = open_run(URL).train.loss
+        reader = open_run(URL).train.hidden_states
         if number % 2:
             assert np.array_equal(reader[1], before, equal_nan=True)
 
         def look(reader=reader, number=number):
-            losses = sealed_loss(URL)
-            seen.append(losses.keys() == {0, 1})
-            for found in (losses[1], reader[1]) if 1 in losses else ():
+            train = open_run(URL).train
+            seen.append(len(train.passes) == 2)
+            for found in (train.hidden_states[1], reader[1]) if seen[-1] else ():
                 assert any(np.array_equal(found, whole, equal_nan=True) for whole in (before, after)), number
 
         with monkeypatch.context() as patch:
             hook = Hook(patch, number, look)
             push(new, URL)
         happened, number = hook.happened, number + 1
-        np.testing.assert_array_equal(sealed_loss(URL)[1], after)
+        np.testing.assert_array_equal(open_run(URL).train.hidden_states[1], after)
     assert True in seen
     assert False in seen
 
@@ -250,6 +250,32 @@ def test_a_pass_that_is_taken_back_while_it_is_copied_is_not_in_the_copy(tmp_pat
         push(path, URL)
         assert sealed_loss(URL).keys() == {0} | ({1} if not hook.happened else set())
     assert outcomes == {True, False}
+
+
+def test_a_pass_that_is_sealed_again_while_it_is_copied_is_not_copied_in_parts(tmp_path, memory, monkeypatch):  # noqa: F811
+    old = tmp_path / "old"
+    _, expected = two_epochs(old, seal=True)
+    new = shutil.copytree(old, tmp_path / "new")
+    resume_and_seal_again(new)
+    wanted = [[open_run(path).train.array(name)[1] for name in expected.names()] for path in (old, new)]
+    number, happened = 0, True
+    while happened:
+        empty_memory()
+        path = shutil.copytree(old, tmp_path / f"{number}")
+        with monkeypatch.context() as patch:
+            hook = Hook(patch, number, lambda path=path: resume_and_seal_again(path))
+            push(path, URL)
+        happened, number = hook.happened, number + 3
+        for _ in range(2):
+            train = open_run(URL).train
+            if len(train.passes) == 2:
+                found = [train.array(name)[1] for name in expected.names()]
+                assert any(
+                    all(np.array_equal(a, b, equal_nan=True) for a, b in zip(found, whole, strict=True))
+                    for whole in wanted
+                ), number
+            push(path, URL)
+        assert len(open_run(URL).train.passes) == 2
 
 
 def test_a_pass_that_was_deleted_to_save_room_stays_in_the_copy(tmp_path, memory):  # noqa: F811

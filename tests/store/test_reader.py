@@ -3,6 +3,7 @@ import re
 import shutil
 import threading
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -297,6 +298,26 @@ def resume_and_seal_again(path):
     writer.flush()
     seal_pass(path, "train", 1)
     remove_sealed_segments(path, "train")
+
+
+def test_all_layers_are_those_of_one_sealing(tmp_path):
+    """The epoch is sealed again before each operation on files of reading two of its layers."""
+    template = tmp_path / "template"
+    two_epochs(template, seal=True)
+    changed = shutil.copytree(template, tmp_path / "changed")
+    resume_and_seal_again(changed)
+    wanted = [open_run(path).train.hidden_states[1] for path in (template, changed)]
+    moments = 0
+    while True:
+        path = shutil.copytree(template, tmp_path / f"{moments}")
+        with before_operation(moments, path, partial(resume_and_seal_again, path), READING) as watch:
+            found = open_run(path).train.hidden_states[1]
+        assert any(np.array_equal(found, whole, equal_nan=True) for whole in wanted), moments
+        shutil.rmtree(path)
+        if not watch.happened:
+            break
+        moments += 1
+    assert moments > 5
 
 
 KEYS = {

@@ -166,6 +166,14 @@ def test_no_more_shards_are_held_open_than_the_limit(tmp_path):
     assert n_open_files() == n_open
 
 
+def test_what_is_held_for_one_array_is_not_taken_for_that_of_another(tmp_path):
+    held = HeldShards()
+    for rows in (np.arange(12, dtype="<i8"), np.arange(12, dtype="<i8")[::-1]):
+        write_array(tmp_path / "a", rows, RowLayout(4, 12))
+        array = open_sealed(tmp_path / "a", 0, held=held)
+        np.testing.assert_array_equal(array.read_all(), rows)
+
+
 def test_an_array_that_was_read_goes_on_seeing_what_was_deleted(tmp_path):
     rows = np.arange(12, dtype="<i8")
     write_array(tmp_path / "a", rows, RowLayout(4, 12))
