@@ -29,6 +29,7 @@ from t3vis.store.commits import (
     sealed_rows,
     writer_said,
 )
+from t3vis.store.liveness import WriterMark
 from t3vis.store.options import StorageOptions
 from t3vis.store.seal import remove_sealed_segments
 from t3vis.store.sealer import Sealer
@@ -72,6 +73,8 @@ class RunWriter:
         self._complete: list[str] = []
         self._to_seal: list[str] = []
         self._sealer = Sealer(path)
+        self._mark = WriterMark(path)
+        self._mark.hold()
         self._write_attempt()
 
     # Splits and passes
@@ -137,6 +140,7 @@ class RunWriter:
         RecordingError
             If rows of the pass before could not be written; the new one has begun nevertheless.
         """
+        self._mark.hold()
         buffer = self._buffer(name)
         try:
             self.flush()
@@ -351,6 +355,7 @@ class RunWriter:
                 for split in split_names(self.path):
                     remove_sealed_segments(self.path, split)
             self._write_attempt(finished=_now())
+            self._mark.release()
 
     def _start_sealer(self) -> None:
         self._sealer.start(self._to_seal)
