@@ -76,12 +76,13 @@ def train_once(name: str, data: Path | None, n_examples: int) -> dict[str, Any]:
         num_hidden_layers=6,
         num_attention_heads=12,
         intermediate_size=1536,
-        num_labels=77,
     )
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run.zarr"
+        config.num_labels = 77
+        model = BertForSequenceClassification(config)
         trainer = Trainer(
-            model=BertForSequenceClassification(config),
+            model=model,
             args=TrainingArguments(
                 output_dir=folder,
                 num_train_epochs=2,
@@ -100,7 +101,7 @@ def train_once(name: str, data: Path | None, n_examples: int) -> dict[str, Any]:
         trainer.train()
         cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
         digest = hashlib.blake2b()
-        for tensor in trainer.model.state_dict().values():
+        for tensor in model.state_dict().values():
             digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
         if name == "recorder":
             recorded = t3vis.open_run(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,5 +135,7 @@ def _current(run: Run, split: Split, name: str, parameters: dict[str, Any]) -> R
 def _keep(
     run: Run, split: Split, name: str, columns: dict[str, NDArray[Any]], parameters: dict[str, Any], **more: Any
 ) -> None:
+    if not isinstance(run.path, Path):
+        return  # a copy at a URL is read only
     attributes = {**_provenance(split, parameters), **more}
     write_result(run.path, split.name, name, columns, meanings=MEANINGS, attributes=attributes)

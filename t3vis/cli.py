@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="seed of the model, the batches and the planted errors")
 
     info = _command(commands, "info", _info, "what a run holds, and what is missing", "t3vis info runs/demo.zarr")
-    info.add_argument("run", type=Path, metavar="RUN", help="path of the run")
+    info.add_argument("run", metavar="RUN", help="path or URL of the run")
 
     analyze = _command(
         commands,
@@ -158,7 +158,7 @@ def _command(commands: Any, name: str, call: Any, what: str, example: str) -> ar
 
 
 def _run_and_split(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", type=Path, metavar="RUN", help="path of the run")
+    command.add_argument("run", metavar="RUN", help="path or URL of the run")
     command.add_argument("--split", default="train", help="train, or the name of an evaluation set (%(default)s)")
 
 
@@ -250,7 +250,8 @@ def _analyze(options: argparse.Namespace) -> None:
     if mapped.n_never_seen or mapped.n_partly_seen:
         print(f"  never seen: {mapped.n_never_seen:,}; seen in some passes only: {mapped.n_partly_seen:,}")
     print(f"  labels with a score above 0.5: {int((suspects.score > 0.5).sum()):,} (t3vis suspects {options.run})")
-    print(f"written to {run.path / 'analysis' / split.name}")
+    if isinstance(run.path, Path):
+        print(f"written to {run.path / 'analysis' / split.name}")
 
 
 def _suspects(options: argparse.Namespace) -> None:
@@ -321,11 +322,12 @@ def _plot(options: argparse.Namespace) -> None:
         highlight = analyzed_suspects(run, split).ranking()[: options.suspects]
     figure = plot_data_map(
         mapped,
-        title=f"{run.path.stem}: {split.name}",
+        title=f"{Path(options.run).stem}: {split.name}",
         highlight=highlight,
         highlight_label=f"{options.suspects} most suspicious labels",
     )
-    output = options.output or run.path.with_name(f"{run.path.stem}-{split.name}-data-map.png")
+    beside = run.path.parent if isinstance(run.path, Path) else Path()
+    output = options.output or beside / f"{Path(options.run).stem}-{split.name}-data-map.png"
     write_figure(figure, output)
     print(f"data map written to {output}")
 

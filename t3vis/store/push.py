@@ -94,6 +94,11 @@ class _Part:
     stamp: object = None
     below: tuple[str, ...] = ()
 
+    @property
+    def is_pass(self) -> bool:
+        """Whether it is a sealed pass, with its commit as guard."""
+        return "/commits/" in self.guard
+
 
 def _passes(run: Path, split: str) -> Iterator[_Part]:
     for index in committed_passes(run / split):
@@ -239,9 +244,9 @@ class _Copying:
         try:
             missing = [file for file in part.files if not self._has(file)]
             nodes = {name: schema.read_metadata(self._run / name) for name in part.nodes}
-            if part.guard and (missing or self._target.nodes.get(part.guard) != nodes[part.guard]):
+            expected = self._checksums(part, nodes)
+            if part.guard and (missing or _plain(self._target.nodes.get(part.guard)) != _plain(nodes[part.guard])):
                 self._target.take_back(part)
-            expected = nodes[part.guard]["attributes"].get("checksums", {}) if part.guard else {}
             for batch in _batches(self._run, missing):
                 with ThreadPoolExecutor(_N_THREADS) as pool:
                     sent = pool.map(partial(self._send, checksums=expected), batch)
@@ -254,7 +259,22 @@ class _Copying:
                 return
             raise
         if not part.guard or file_stamp(str(self._run / part.guard / "zarr.json")) == part.stamp:
+            if part.is_pass:  # so that a commit of other shards is never the same, and the copy can be verified
+                known = {file.partition("/")[2]: self._target.files[file][1] for file in part.files}
+                nodes[part.guard]["attributes"]["checksums"] = known
             self._target.write_nodes(nodes)
+
+    def _checksums(self, part: _Part, nodes: dict[str, dict[str, Any]]) -> dict[str, int]:
+        """Those that the run kept of the shards of a pass, by path."""
+        if not part.is_pass:
+            return {}
+        split = part.guard.partition("/")[0]
+        kept = nodes[part.guard]["attributes"].get("checksums", {})
+        expected = {f"{split}/{file}": crc for file, crc in kept.items()}
+        lost = sorted(set(expected) - set(part.files))
+        if lost and file_stamp(str(self._run / part.guard / "zarr.json")) == part.stamp:
+            raise StoreError(f"{self._run / lost[0]} is lost; see what else is with t3vis verify.")
+        return expected
 
     def _has(self, file: str) -> bool:
         """Whether the copy has this very file: by size and time of change, else by size and checksum."""
@@ -264,6 +284,7 @@ class _Copying:
             return False
         if known[2] != changed and checksum(self._run / file) != known[1]:
             return False
+        known[2] = changed
         self._count(size, copied=False)
         return True
 
@@ -283,6 +304,13 @@ class _Copying:
             self.n_skipped, self.bytes_skipped = self.n_skipped + 1, self.bytes_skipped + size
         if self._progress is not None:
             self._progress(self.bytes_copied + self.bytes_skipped, self._n_bytes)
+
+
+def _plain(commit: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A commit without the checksums, which the copy has in any case."""
+    if commit is None:
+        return None
+    return {**commit, "attributes": {key: value for key, value in commit["attributes"].items() if key != "checksums"}}
 
 
 def _size_and_time(file: Path) -> tuple[int, int]:

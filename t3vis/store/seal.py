@@ -113,7 +113,7 @@ def remove_sealed_segments(run: Path, split_name: str, *, before: int | None = N
 def main(arguments: list[str]) -> None:
     """Seal the passes named on the command line, and remove the segments of those sealed before them."""
     if hasattr(os, "nice"):
-        os.nice(10)
+        os.nice(19)
     run = Path(arguments[0])
     for argument in arguments[1:]:
         split_name, _, index = argument.rpartition(":")

@@ -291,9 +291,12 @@ class Merge:
             if sum(len(kept) for _, kept, _ in sources) < self.n_examples:
                 out.fill(spec.fill)
         for segment, kept, targets in sources:
-            rows = segment.read(spec, layer)
-            out[targets] = rows if len(kept) == len(rows) else rows[kept]
+            out[targets] = _kept(segment.read(spec, layer), kept)
         return out
+
+
+def _kept(rows: NDArray[Any], kept: NDArray[np.int32]) -> NDArray[Any]:
+    return rows if len(kept) == len(rows) else rows[kept]
 
 
 def merge(

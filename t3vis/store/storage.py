@@ -225,6 +225,9 @@ class RemotePath:
     def __truediv__(self, name: str) -> RemotePath:
         return RemotePath(self.copy, f"{self._key}/{name}" if self._key else name)
 
+    def __lt__(self, other: RemotePath) -> bool:
+        return self._key.split("/") < other._key.split("/")
+
     def joinpath(self, *names: str) -> RemotePath:
         """The path below this one."""
         return self / "/".join(names)

@@ -62,8 +62,8 @@ class Plan:
 
     seed: int = 0
     n_examples: int = 2003
-    n_epochs: int = 4
-    batch: int = 32
+    n_epochs: int = 6
+    batch: int = 64
     n_layers: int = 4
     hidden: int = 16
     n_eval: int = 101
@@ -203,7 +203,7 @@ class Folder:
     def checkpoints(self) -> list[dict[str, Any]]:
         """Those from which training may go on, the one written last at the end."""
         found = sorted((self.path / "checkpoints").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
-        saved = [json.loads(file.read_text()) for file in found[-4:]]
+        saved = [json.loads(file.read_text()) for file in found[-6:]]
         return [checkpoint for checkpoint in saved if checkpoint["flushed"]]
 
     def latest(self) -> tuple[int, bool]:
@@ -300,9 +300,7 @@ class Trainer:
         visits = epoch_of(self.plan, epoch)
         mine = (visits.step == step) & (visits.rank == self.rank)
         origin = 2 * self.writer.attempt + visits.nth[mine]
-        self.writer.log(
-            "train", rows_of(self.plan, ("train", epoch), visits.example[mine], visits.step[mine], origin)
-        )
+        self.writer.log("train", rows_of(self.plan, ("train", epoch), visits.example[mine], visits.step[mine], origin))
 
     def _flush(self, done: int) -> None:
         self.folder.note(self.rank, "busy")
@@ -540,9 +538,7 @@ class Attempt:
             options = {"rank": rank, "from": checkpoint, "socket": end.fileno(), "alone": alone}
             options["dies_at"] = dies_at if rank == 1 else -1
             group = self.ranks[0].pid if self.ranks else 0
-            self.ranks.append(
-                start(folder, plan, "train", options, pass_fds=(end.fileno(),), process_group=group)
-            )
+            self.ranks.append(start(folder, plan, "train", options, pass_fds=(end.fileno(),), process_group=group))
         for end in ends:
             end.close()
 
@@ -640,6 +636,10 @@ class Stress:
                     evaluations = [known for known in evaluations if known["step"] <= checkpoint["step"]]
                 evaluations += [note for note in notes if note["what"] == "evaluated"]
                 self._check_flushed(folder, plan, checkpoint)
+                if not finished and self._random.random() < 0.15:
+                    repair(folder.run)  # what one may do between two trainings; waits for a sealer that is left
+                    self.counts["repairs"] += 1
+                    self._check_flushed(folder, plan, checkpoint)
             self.counts["resumes"] += n_kills
         finally:
             attempt.kill()
@@ -660,7 +660,7 @@ class Stress:
         saved = folder.checkpoints()
         if not saved:
             return {"step": 0, "attempt": None}
-        return saved[-1] if self._random.random() < 0.7 else self._random.choice(saved)
+        return saved[-1] if self._random.random() < 0.6 else self._random.choice(saved)
 
     def _until_killed(self, attempt: Attempt, kind: str | None, sealers: Sealers) -> bool:
         """Let the attempt run until its moment has come; whether it finished before."""
@@ -736,9 +736,7 @@ class Stress:
             self.counts[f"read: {what}"] += count
 
 
-def check_finished(
-    folder: Folder, plan: Plan, evaluations: list[dict[str, Any]], *, all_sealed: bool = True
-) -> None:
+def check_finished(folder: Folder, plan: Plan, evaluations: list[dict[str, Any]], *, all_sealed: bool = True) -> None:
     """A run whose last attempt came to its end holds every row of the weights it ended with, and nothing else.
 
     All of it is sealed, unless the very last sealer was killed.

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from t3vis.errors import StoreError
 from t3vis.store import schema
+from t3vis.store.checksums import checksum
 from t3vis.store.push import Pushed, push
 from t3vis.store.reader import open_run
 from t3vis.store.results import read_result, write_result
 from t3vis.store.seal import remove_sealed_segments, seal_pass
+from t3vis.store.verify import verify
 from t3vis.store.writer import create_run
 
 from .recordings import new_run, rows_of, two_epochs
@@ -101,10 +103,20 @@ def test_metadata_of_a_copy_is_that_of_the_run(tmp_path):
     full_run(tmp_path / "run")
     push(tmp_path / "run", str(tmp_path / "copy"))
     for node in (tmp_path / "copy").rglob("*/zarr.json"):
-        if node.parent.name != "pushed":
-            assert schema.read_metadata(node.parent) == schema.read_metadata(
-                tmp_path / "run" / node.parent.relative_to(tmp_path / "copy")
-            )
+        if node.parent.name == "pushed":
+            continue
+        found = schema.read_metadata(node.parent)
+        checksums = found["attributes"].pop("checksums", None)
+        assert found == schema.read_metadata(tmp_path / "run" / node.parent.relative_to(tmp_path / "copy"))
+        split = node.parents[2]
+        if node.parents[1].name == "commits":
+            index = found["attributes"]["pass"]
+            shards = [shard for name in schema.PASS_ARRAYS for shard in split.glob(f"{name}/c/{index}/**/*")]
+            files = [shard for shard in shards if shard.is_file()]
+            assert checksums == {file.relative_to(split).as_posix(): checksum(file) for file in files}
+        else:
+            assert checksums is None
+    assert verify(tmp_path / "copy") == []
     for shard in (tmp_path / "copy").rglob("c/**/*"):
         if shard.is_file():
             assert shard.read_bytes() == (tmp_path / "run" / shard.relative_to(tmp_path / "copy")).read_bytes()
@@ -200,34 +212,48 @@ def test_of_an_interrupted_push_no_more_than_a_batch_is_sent_again(tmp_path, mem
     assert push(tmp_path, URL).n_skipped == len(record)
 
 
-def test_a_pass_that_was_sealed_again_is_never_seen_in_parts(tmp_path, memory, monkeypatch):  # noqa: F811
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Shards of two rows, so that ten are in several."""
+    for name in ("MIN_CHUNK_ROWS", "CHUNK_BYTES", "SHARD_BYTES"):
+        monkeypatch.setattr(f"t3vis.store.layout.{name}", 2)
+
+
+@pytest.mark.parametrize("key", [("logits", 1), ("hidden_states", 1), ("logits", (1, [0, 5, 9]))])
+def test_a_pass_that_was_sealed_again_is_never_seen_in_parts(tmp_path, memory, small_shards, monkeypatch, key):  # noqa: F811
     """At each change to the copy a reader looks at it."""
+    name, part = key
     old = tmp_path / "old"
     two_epochs(old, seal=True)
     new = shutil.copytree(old, tmp_path / "new")
     resume_and_seal_again(new)
-    before, after = (open_run(path).train.hidden_states[1] for path in (old, new))
+    before, after = (open_run(path).train.array(name)[part] for path in (old, new))
     assert not np.array_equal(before, after, equal_nan=True)
+    assert len(list((old / "train/logits/c/1").iterdir())) == 5
     seen = []
     number, happened = 0, True
     while happened:
         empty_memory()
         push(old, URL)
-        reader = open_run(URL).train.hidden_states
+        reader = open_run(URL).train.array(name)
         if number % 2:
-            assert np.array_equal(reader[1], before, equal_nan=True)
+            assert np.array_equal(reader[part], before, equal_nan=True)
 
         def look(reader=reader, number=number):
+            """A pass is the old one, the new one, or not there: fill value for who knew it."""
             train = open_run(URL).train
             seen.append(len(train.passes) == 2)
-            for found in (train.hidden_states[1], reader[1]) if seen[-1] else ():
-                assert any(np.array_equal(found, whole, equal_nan=True) for whole in (before, after)), number
+            found = [reader[part], train.array(name)[part]] if seen[-1] else [reader[part]]
+            for values in found:
+                is_either = [np.array_equal(values, whole, equal_nan=True) for whole in (before, after)]
+                assert any(is_either) or np.isnan(values).all(), number
+            assert not seen[-1] or not np.isnan(found[-1]).all()
 
         with monkeypatch.context() as patch:
             hook = Hook(patch, number, look)
             push(new, URL)
         happened, number = hook.happened, number + 1
-        np.testing.assert_array_equal(open_run(URL).train.hidden_states[1], after)
+        np.testing.assert_array_equal(open_run(URL).train.array(name)[part], after)
     assert True in seen
     assert False in seen
 
@@ -253,6 +279,7 @@ def test_a_pass_that_is_taken_back_while_it_is_copied_is_not_in_the_copy(tmp_pat
 
 
 def test_a_pass_that_is_sealed_again_while_it_is_copied_is_not_copied_in_parts(tmp_path, memory, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("t3vis.store.push._N_THREADS", 1)
     old = tmp_path / "old"
     _, expected = two_epochs(old, seal=True)
     new = shutil.copytree(old, tmp_path / "new")
@@ -265,7 +292,7 @@ def test_a_pass_that_is_sealed_again_while_it_is_copied_is_not_copied_in_parts(t
         with monkeypatch.context() as patch:
             hook = Hook(patch, number, lambda path=path: resume_and_seal_again(path))
             push(path, URL)
-        happened, number = hook.happened, number + 3
+        happened, number = hook.happened, number + 2
         for _ in range(2):
             train = open_run(URL).train
             if len(train.passes) == 2:
@@ -339,9 +366,20 @@ def test_a_damaged_shard_is_not_copied(tmp_path, memory):  # noqa: F811
     two_epochs(tmp_path, seal=True)
     shard = tmp_path / "train/loss/c/1/0"
     commit = schema.read_metadata(tmp_path / "train/commits/p0001")
-    commit["attributes"]["checksums"] = {"train/loss/c/1/0": 0}
+    commit["attributes"]["checksums"] = {"loss/c/1/0": 0}
     schema.write_metadata(tmp_path / "train/commits/p0001", commit)
     with pytest.raises(StoreError, match=f"{shard} does not have the checksum"):
+        push(tmp_path, URL)
+    assert sealed_loss(URL).keys() == {0}
+
+
+def test_a_pass_of_which_a_shard_is_lost_is_not_copied(tmp_path, memory):  # noqa: F811
+    two_epochs(tmp_path, seal=True)
+    commit = schema.read_metadata(tmp_path / "train/commits/p0001")
+    commit["attributes"]["checksums"] = {"loss/c/1/0": checksum(tmp_path / "train/loss/c/1/0")}
+    schema.write_metadata(tmp_path / "train/commits/p0001", commit)
+    (tmp_path / "train/loss/c/1/0").unlink()
+    with pytest.raises(StoreError, match="loss/c/1/0 is lost"):
         push(tmp_path, URL)
     assert sealed_loss(URL).keys() == {0}
 
