@@ -260,8 +260,8 @@ class _Copying:
             raise
         if not part.guard or file_stamp(str(self._run / part.guard / "zarr.json")) == part.stamp:
             if part.is_pass:  # so that a commit of other shards is never the same, and the copy can be verified
-                known = {file.partition("/")[2]: self._target.files[file][1] for file in part.files}
-                nodes[part.guard]["attributes"]["checksums"] = known
+                checksums = {file.partition("/")[2]: self._target.files[file][1] for file in part.files}
+                nodes[part.guard]["attributes"]["checksums"] = checksums
             self._target.write_nodes(nodes)
 
     def _checksums(self, part: _Part, nodes: dict[str, dict[str, Any]]) -> dict[str, int]:

@@ -30,7 +30,7 @@ from t3vis.store.indexing import Indices, orthogonal
 from t3vis.store.sealed import N_REMOTE_THREADS, HeldShards, SealedArray, open_sealed
 from t3vis.store.segments import split_names
 from t3vis.store.shard import room
-from t3vis.store.storage import RemotePath, file_stamp, locate, names_in, stamp
+from t3vis.store.storage import HeldFile, RemotePath, file_stamp, locate, names_in, stamp
 
 T = TypeVar("T")
 
@@ -335,22 +335,24 @@ class Split:
     def _sealed_pass(self, index: int) -> _SealedPass | None:
         """The pass as it is sealed now, ``None`` if it is not."""
         held = self._sealed_passes.get(index)
-        if held is not None and held.file is not None and file_stamp(held.file) == held.stamp:
+        if held is not None and held.commit is not None and held.commit.is_current():
             return held
         now = self._commit_stamp(index, fresh=False)
         if held is not None and held.stamp == now:
             return held
         if held is not None:
-            del self._sealed_passes[index]
+            self._sealed_passes.pop(index, None)
             self._held.clear()
         if now is None:
             return None
         manifest = commit_of(_as_path(self.path), index)
-        commit = self.path / "commits" / schema.pass_name(index) / "zarr.json"
-        file = None if isinstance(commit, RemotePath) else str(commit)
-        sealed = _SealedPass(now, file, manifest, self.attributes["n_examples"])
-        if file is not None:  # else both were fetched at once
+        node = self.path / "commits" / schema.pass_name(index)
+        commit = None if isinstance(node, RemotePath) else HeldFile(f"{node}/zarr.json")
+        sealed = _SealedPass(now, commit, manifest, self.attributes["n_examples"])
+        if commit is not None:  # else both were fetched at once
             self._check_unchanged(index, now)
+        if len(self._sealed_passes) >= HeldShards.LIMIT:
+            self._sealed_passes = {}
         self._sealed_passes[index] = sealed
         return sealed
 
@@ -397,9 +399,9 @@ class Split:
         """What ``key`` names, if that is rows of one sealed pass (and layer); ``None`` if it has to be looked into."""
         parts = key if isinstance(key, tuple) else (key,)
         n_leading = 1 + len(spec.leading)
-        if not n_leading <= len(parts) <= n_leading + 1:
+        leading, rest = parts[:n_leading], parts[n_leading:]
+        if len(leading) < n_leading or len(rest) > 1:
             return None
-        leading = parts[:n_leading]
         for part in leading:
             if type(part) is not int or part < 0:
                 return None
@@ -411,9 +413,9 @@ class Split:
             if n_leading > 1 and leading[1] >= array.shape[1]:
                 return None
             n_missed = self._held.n_missed
-            found = _rows_of(array, leading, parts[n_leading] if len(parts) > n_leading else slice(None))
+            found = _rows_of(array, leading, rest[0] if rest else slice(None))
             # Shards that were open before the commit was looked at are those that it vouches for, come what may.
-            if found is not None and (self._held.n_missed != n_missed or sealed.file is None):
+            if found is not None and (self._held.n_missed != n_missed or sealed.commit is None):
                 self._check_unchanged(leading[0], sealed.stamp)
         except FileNotFoundError:
             return None
@@ -515,12 +517,12 @@ class Split:
 class _SealedPass:
     """A sealed pass as its commit stood when it was read, and what was opened of it since.
 
-    ``file`` is that of the commit, ``None`` where it is not in a directory. ``n_examples`` is the size of the split
-    if it is fixed.
+    ``commit`` is its file, ``None`` where it is not in a directory. ``n_examples`` is the size of the split if it is
+    fixed.
     """
 
     stamp: Hashable
-    file: str | None
+    commit: HeldFile | None
     manifest: dict[str, Any]
     n_examples: int | None
     arrays: dict[str, SealedArray | None] = field(default_factory=dict)

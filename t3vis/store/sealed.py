@@ -118,18 +118,13 @@ class SealedArray:
 
     def row(self, leading: tuple[int, ...], number: int) -> NDArray[Any]:
         """One row of one leading index, shape ``trailing``."""
-        layout = self.layout
-        shard_number, within = divmod(number, layout.shard_rows)
-        shard = self._shard(leading, shard_number)
+        shard_number, within = divmod(number, self.layout.shard_rows)
+        if self.decode is None:
+            rows = self._mapped_rows(leading, shard_number)
+            if within < len(rows):
+                row: NDArray[Any] = rows[within].copy()
+                return row
         out = np.empty(self.trailing, self.dtype)
-        if self.decode is None and type(shard) is ShardFile:
-            span = shard.spans[within // layout.chunk_rows]
-            if span is not None:
-                try:
-                    shard.read_into(out, span[0] + within % layout.chunk_rows * out.nbytes)
-                except StoreError as error:
-                    raise self._damaged(error, leading, shard_number) from error
-                return out
         self._read_shard(leading, shard_number, range(within, within + 1), out[None])
         return out
 
@@ -158,7 +153,7 @@ class SealedArray:
         if not isinstance(shard, ShardFile):
             return np.empty((0, *self.trailing), self.dtype)
         try:
-            return shard.mapped_rows(self.dtype, self.trailing, self.layout.chunk_rows)
+            return shard.mapped_rows(self.dtype, self.shape[self.row_axis + 1 :], self.layout.chunk_rows)
         except StoreError as error:
             raise self._damaged(error, leading, number) from error
 

@@ -199,7 +199,7 @@ class ShardFile:
         self.path = path
         self._descriptor = os.open(path, os.O_RDONLY)
         self._rows: NDArray[Any] | None = None
-        self._map: mmap.mmap | None = None
+        self._n_mapped = 0
         try:
             length = index_length(n_chunks)
             end = os.fstat(self._descriptor).st_size
@@ -250,17 +250,19 @@ class ShardFile:
         Shape (n, *trailing): all rows of the chunks that were written, if no codec encodes them and their order is
         that of the rows, as t3vis writes them; else n may be 0.
         """
-        if self._rows is None:
+        rows = self._rows
+        if rows is None:
             chunk_bytes = chunk_rows * dtype.itemsize * math.prod(trailing)
             n_rows = chunk_rows * plain_chunks(self.spans, chunk_bytes)
             if n_rows:
-                self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
-                self._rows = np.ndarray((n_rows, *trailing), dtype, self._map)
+                memory = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+                rows = np.ndarray((n_rows, *trailing), dtype, memory)
             else:
-                self._rows = np.empty((0, *trailing), dtype)
-        if self._map is not None and self._map.size() < self._rows.nbytes:  # touching what was cut off would be fatal
-            raise StoreError(f"{self.path} ends before byte {self._rows.nbytes}; the shard was cut short.")
-        return self._rows
+                rows = np.empty((0, *trailing), dtype)
+            self._rows, self._n_mapped = rows, rows.nbytes
+        if os.lseek(self._descriptor, 0, os.SEEK_END) < self._n_mapped:  # touching what was cut off would be fatal
+            raise StoreError(f"{self.path} ends before byte {self._n_mapped}; the shard was cut short.")
+        return rows
 
 
 def index_length(n_chunks: int) -> int:

@@ -1,4 +1,5 @@
 import copy
+import os
 import re
 import shutil
 import threading
@@ -16,7 +17,7 @@ from t3vis.errors import StoreError
 from t3vis.store.examples import Columns, ExamplesWriter
 from t3vis.store.reader import RunArray, open_run
 from t3vis.store.seal import remove_sealed_segments, seal_pass
-from t3vis.store.storage import file_stamp
+from t3vis.store.storage import HeldFile, file_stamp
 from t3vis.store.writer import create_run
 
 from .operations import READING, before_operation
@@ -363,9 +364,14 @@ def test_an_epoch_may_be_sealed_again_at_any_look_at_its_commit(tmp_path, monkey
                 resume_and_seal_again(path)
             return file_stamp(file)
 
+        def is_current(held, look=look, original=HeldFile.is_current):
+            look(held._path)
+            return original(held)
+
         with monkeypatch.context() as patch:
             patch.setattr("t3vis.store.reader.file_stamp", look)
             patch.setattr("t3vis.store.storage.file_stamp", look)
+            patch.setattr(HeldFile, "is_current", is_current)
             found = logits[KEYS[key]]
         assert any(np.array_equal(found, whole, equal_nan=True) for whole in wanted), number
         if next(looks) <= number:
@@ -392,6 +398,32 @@ def test_a_run_that_replaces_another_is_seen_by_who_has_that_open(tmp_path):
         np.testing.assert_array_equal(train.hidden_states, expected)
         for index in range(2):
             seal_pass(tmp_path / "run", "train", index)
+
+
+def test_a_run_that_was_moved_away_for_another_is_not_read_for_long(tmp_path, monkeypatch):
+    for name, seed in (("run", 0), ("other", 1)):
+        writer = new_run(tmp_path / name)
+        writer.log("train", rows_of(range(10), 0, seed=seed))
+        writer.close()
+        seal_pass(tmp_path / name, "train", 0)
+    logits = open_run(tmp_path / "run").train.logits
+    expected = open_run(tmp_path / "other").train.logits[:]
+    assert logits[0, 3].tolist() != expected[0, 3].tolist()
+    (tmp_path / "run").rename(tmp_path / "away")
+    (tmp_path / "other").rename(tmp_path / "run")
+    monkeypatch.setattr("t3vis.store.storage._LOOK_AGAIN_SECONDS", 0)
+    assert logits[0, 3].tolist() == expected[0, 3].tolist()
+
+
+def test_a_backup_by_hard_links_does_not_keep_an_epoch_alive(tmp_path):
+    two_epochs(tmp_path / "run", seal=True)
+    logits = open_run(tmp_path / "run").train.logits
+    before = logits[1, 5]
+    shutil.copytree(tmp_path / "run", tmp_path / "backup", copy_function=os.link)
+    np.testing.assert_array_equal(logits[1, 5], before)
+    resume_and_seal_again(tmp_path / "run")
+    assert logits[1, 5].tolist() != before.tolist()
+    assert open_run(tmp_path / "backup").train.logits[1, 5].tolist() == before.tolist()
 
 
 # What is known of a split, and of an example

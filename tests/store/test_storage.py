@@ -240,7 +240,7 @@ def test_a_remote_path_answers_as_the_path_of_the_directory_does(tmp_path, memor
             assert found == {f"{memory}/{path}" for path in below}, (file, pattern)
     files = sorted(file for file in root.rglob("*") if file.is_file())
     nodes = [remote.joinpath(*file.relative_to(root).parts) for file in files]
-    assert list(map(str, sorted(nodes[::-1]))) == list(map(str, nodes))
+    assert list(map(str, sorted(set(nodes)))) == list(map(str, nodes))
     assert not (remote / "none").exists()
     with pytest.raises(FileNotFoundError, match="none"):
         (remote / "none").read_bytes()
