@@ -338,7 +338,7 @@ class Split:
         if held is not None and held.commit is not None and held.commit.is_current():
             return held
         now = self._commit_stamp(index, fresh=False)
-        if held is not None and held.stamp == now:
+        if held is not None and held.commit is None and held.stamp == now:
             return held
         if held is not None:
             self._sealed_passes.pop(index, None)

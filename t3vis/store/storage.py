@@ -373,7 +373,8 @@ class HeldFile:
     def __init__(self, path: str) -> None:
         self._path = path
         self._descriptor = os.open(path, os.O_RDONLY)
-        self._links, self._looked = os.fstat(self._descriptor).st_nlink, time.monotonic()
+        found = os.fstat(self._descriptor)
+        self._links, self._looked = (found.st_nlink, found.st_ctime_ns), time.monotonic()
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -391,7 +392,7 @@ class HeldFile:
             self._looked = now
             if file_stamp(self._path) != (found.st_ino, found.st_mtime_ns, found.st_size):
                 return False
-        return found.st_nlink == self._links
+        return (found.st_nlink, found.st_ctime_ns) == self._links
 
 
 def names_in(folder: str) -> list[str]:

@@ -90,7 +90,8 @@ class Epoch:
 
     @property
     def first_visit(self) -> NDArray[np.bool_]:
-        return self.nth == 0
+        first: NDArray[np.bool_] = self.nth == 0
+        return first
 
 
 @cache
@@ -205,6 +206,15 @@ class Folder:
         found = sorted((self.path / "checkpoints").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
         saved = [json.loads(file.read_text()) for file in found[-6:]]
         return [checkpoint for checkpoint in saved if checkpoint["flushed"]]
+
+    def announce(self, checkpoint: dict[str, Any]) -> None:
+        """Say, before an attempt is started, which checkpoint it goes on from."""
+        with (self.path / "announced").open("a") as file:
+            file.write(json.dumps(checkpoint) + "\n")
+
+    def announced(self) -> list[dict[str, Any]]:
+        lines = (self.path / "announced").read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def latest(self) -> tuple[int, bool]:
         """Number of the newest attempt, -1 before there is one, and whether it has begun to train."""
@@ -357,7 +367,7 @@ class Onlooker:
         self.run = open_run(folder.run)
         self.counts: Counter[str] = Counter()
         self._random = np.random.default_rng(seed)
-        self._seen: dict[tuple[str, int], tuple[int, NDArray[np.bool_]]] = {}
+        self._seen: dict[int, tuple[int, Ints]] = {}  # by epoch: attempts announced by then, origins that must stay
         self._owners = cache(lambda attempt: folder.owners(plan, attempt))
 
     def look(self) -> None:
@@ -383,16 +393,28 @@ class Onlooker:
             self.counts["taken back"] += 1
 
     def whole(self, split: Split, index: int) -> None:
-        before = self.folder.latest()
+        before, n_before = self.folder.latest(), len(self.folder.announced())
         name, layer = self._array()
         array = split.array(name)[index, layer] if name == "hidden_states" else split.array(name)[index]
         origin = self._check(split, name, index, np.arange(len(array)), array, layer, before)
-        attempt = self._settled(before)
-        if attempt is not None:
-            known = self._seen.get((split.name, index))
-            if known is not None and known[0] == attempt:
-                assert not (known[1] & (origin < 0)).any(), f"rows of {split.name}, pass {index}, are gone"
-            self._seen[split.name, index] = attempt, origin >= 0
+        if split.name == "train":
+            self._check_nothing_gone(index, n_before, origin)
+
+    def _check_nothing_gone(self, epoch: int, n_before: int, origin: Ints) -> None:
+        """Rows stay, at every moment, unless an attempt takes their step again."""
+        announced = self.folder.announced()
+        n_known, stay = self._seen.get(epoch, (n_before, np.full(len(origin), -1)))
+        ids = np.arange(len(origin))
+        for checkpoint in announced[n_known:]:
+            owners = self.folder.owners_from(self.plan, checkpoint, -1)
+            steps = visit_steps(self.plan, epoch)[stay % 2, ids]
+            stay = np.where(owners[steps] == stay // 2, stay, -1)
+        gone = (stay >= 0) & (origin < 0)
+        assert not gone.any(), f"{gone.sum()} rows of epoch {epoch} are gone"
+        if n_before == len(announced):
+            self._seen[epoch] = n_before, np.where(origin >= 0, origin, stay)
+        else:
+            self._seen[epoch] = len(announced), stay
 
     def part(self, split: Split, index: int) -> None:
         before = self.folder.latest()
@@ -531,6 +553,7 @@ class Attempt:
         self, folder: Folder, plan: Plan, checkpoint: dict[str, Any], *, alone: bool = False, dies_at: int = -1
     ) -> None:
         self.folder = folder
+        folder.announce(checkpoint)
         for rank in (0, 1):
             (folder.path / f"notes_{rank}").unlink(missing_ok=True)
         self.ranks: list[subprocess.Popen[bytes]] = []

@@ -331,8 +331,9 @@ KEYS = {
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_what_was_held_open_is_not_what_is_read_once_the_epoch_was_sealed_again(tmp_path, key):
+def test_what_was_held_open_is_not_what_is_read_once_the_epoch_was_sealed_again(tmp_path, monkeypatch, key):
     two_epochs(tmp_path, seal=True)
+    monkeypatch.setattr("t3vis.store.storage._LOOK_AGAIN_SECONDS", 1000)
     logits = open_run(tmp_path).train.logits
     before = logits[KEYS[key]]
     np.testing.assert_array_equal(logits[KEYS[key]], before)
@@ -415,12 +416,13 @@ def test_a_run_that_was_moved_away_for_another_is_not_read_for_long(tmp_path, mo
     assert logits[0, 3].tolist() == expected[0, 3].tolist()
 
 
-def test_a_backup_by_hard_links_does_not_keep_an_epoch_alive(tmp_path):
+def test_a_backup_by_hard_links_does_not_keep_an_epoch_alive(tmp_path, monkeypatch):
     two_epochs(tmp_path / "run", seal=True)
     logits = open_run(tmp_path / "run").train.logits
     before = logits[1, 5]
     shutil.copytree(tmp_path / "run", tmp_path / "backup", copy_function=os.link)
     np.testing.assert_array_equal(logits[1, 5], before)
+    monkeypatch.setattr("t3vis.store.storage._LOOK_AGAIN_SECONDS", 1000)
     resume_and_seal_again(tmp_path / "run")
     assert logits[1, 5].tolist() != before.tolist()
     assert open_run(tmp_path / "backup").train.logits[1, 5].tolist() == before.tolist()
