@@ -141,7 +141,7 @@ class Split:
         self._run_path = run_path
         self._held = held
         self._sealed_passes: dict[int, _SealedPass] = {}
-        self._run_arrays: dict[str, RunArray] = {}
+        self._recorded: set[str] = set()
         self._merges: dict[Hashable, segments.Merge] = {}
         attributes = self.attributes
         self.kind: schema.SplitKind = attributes["kind"]
@@ -213,14 +213,13 @@ class Split:
         StoreError
             If nothing of that name has been recorded.
         """
-        array = self._run_arrays.get(name)
-        if array is None:
+        if name not in self._recorded:
             if not self._has(name):
                 raise StoreError(
                     f"{self.path} holds no {name} (yet); recorded are: {', '.join(self.arrays) or 'no arrays'}."
                 )
-            array = self._run_arrays[name] = RunArray(self, name)
-        return array
+            self._recorded.add(name)
+        return RunArray(self, name)
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -347,9 +346,10 @@ class Split:
             return None
         manifest = commit_of(_as_path(self.path), index)
         node = self.path / "commits" / schema.pass_name(index)
-        commit = None if isinstance(node, RemotePath) else HeldFile(f"{node}/zarr.json")
+        is_remote = isinstance(node, RemotePath)
+        commit = None if is_remote else HeldFile.hold(f"{node}/zarr.json")
         sealed = _SealedPass(now, commit, manifest, self.attributes["n_examples"])
-        if commit is not None:  # else both were fetched at once
+        if not is_remote:  # else both were fetched at once
             self._check_unchanged(index, now)
         if len(self._sealed_passes) >= HeldShards.LIMIT:
             self._sealed_passes = {}
@@ -517,8 +517,8 @@ class Split:
 class _SealedPass:
     """A sealed pass as its commit stood when it was read, and what was opened of it since.
 
-    ``commit`` is its file, ``None`` where it is not in a directory. ``n_examples`` is the size of the split if it is
-    fixed.
+    ``commit`` is its file, ``None`` where it is not in a directory or too many files are open. ``n_examples`` is the
+    size of the split if it is fixed.
     """
 
     stamp: Hashable

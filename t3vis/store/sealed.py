@@ -6,7 +6,9 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from threading import Lock
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +25,17 @@ N_REMOTE_THREADS = 8  # requests at a time; from a directory one thread reads as
 class HeldShards:
     """Shards that are kept open for the next read.
 
-    When there are too many all are let go; each is closed when its last user is done.
+    When there are too many in the process all are let go; each is closed when its last user is done.
     """
 
     LIMIT = 64
+    _all: ClassVar[WeakSet[HeldShards]] = WeakSet()
+    _lock: ClassVar[Lock] = Lock()
 
     def __init__(self) -> None:
         self._shards: dict[Hashable, Shard] = {}
+        with self._lock:
+            self._all.add(self)
         self.n_missed = 0
         """How often a shard was asked for that was not kept."""
 
@@ -41,8 +47,11 @@ class HeldShards:
 
     def keep(self, key: Hashable, shard: Shard) -> None:
         """Keep an open shard."""
-        if len(self._shards) >= self.LIMIT:
-            self._shards = {}
+        with self._lock:
+            everywhere = list(self._all)
+        if sum(map(len, everywhere)) >= self.LIMIT:
+            for held in everywhere:
+                held.clear()
         self._shards[key] = shard
 
     def clear(self) -> None:

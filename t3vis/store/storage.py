@@ -12,7 +12,8 @@ import os
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from t3vis.errors import StoreError
 from t3vis.store import schema
@@ -370,11 +371,20 @@ def file_stamp(path: str) -> tuple[int, int, int] | None:
 class HeldFile:
     """A file that was read and is held open, to be told quickly whether it is still what stands under its name."""
 
+    LIMIT = 128
+    _all: ClassVar[WeakSet[HeldFile]] = WeakSet()
+
+    @classmethod
+    def hold(cls, path: str) -> HeldFile | None:
+        """Hold the file, unless too many are held in this process."""
+        return cls(path) if len(cls._all) < cls.LIMIT else None
+
     def __init__(self, path: str) -> None:
         self._path = path
         self._descriptor = os.open(path, os.O_RDONLY)
         found = os.fstat(self._descriptor)
         self._links, self._looked = (found.st_nlink, found.st_ctime_ns), time.monotonic()
+        self._all.add(self)
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):

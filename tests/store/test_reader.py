@@ -1,10 +1,12 @@
 import copy
+import gc
 import os
 import re
 import shutil
 import threading
 import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from t3vis.errors import StoreError
 from t3vis.store.examples import Columns, ExamplesWriter
 from t3vis.store.reader import RunArray, open_run
 from t3vis.store.seal import remove_sealed_segments, seal_pass
+from t3vis.store.sealed import HeldShards
 from t3vis.store.storage import HeldFile, file_stamp
 from t3vis.store.writer import create_run
 
@@ -539,3 +542,55 @@ def test_a_run_without_a_tokenizer_cannot_tell_tokens(tmp_path):
 def test_a_path_without_a_run_is_refused_when_it_is_opened(tmp_path):
     with pytest.raises(StoreError, match=re.escape(str(tmp_path / "x.zarr"))):
         open_run(tmp_path / "x.zarr")
+
+
+# Open files
+
+
+OPEN_FILES = Path("/proc/self/fd")
+
+
+def n_open_files():
+    return len(list(OPEN_FILES.iterdir()))
+
+
+def read_everything(run):
+    for name in run.train.arrays:
+        run.train.array(name)[:]
+        run.train.loss[0]
+
+
+@pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="only Linux says what a process holds open")
+def test_many_runs_that_are_open_hold_few_files(tmp_path):
+    runs = []
+    for number in range(HeldFile.LIMIT + 10):
+        path = tmp_path / f"{number}.zarr"
+        if number:
+            shutil.copytree(tmp_path / "0.zarr", path)
+        else:
+            two_epochs(path)
+            seal_pass(path, "train", 0)
+            gc.collect()
+            before = n_open_files()
+        runs.append(open_run(path))
+        read_everything(runs[-1])
+    assert n_open_files() - before <= HeldFile.LIMIT + 2 * HeldShards.LIMIT
+    expected = runs[0].train.loss[0]
+    assert all(np.array_equal(run.train.loss[0], expected, equal_nan=True) for run in runs)
+
+
+@pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="only Linux says what a process holds open")
+def test_a_run_closes_its_files_when_it_is_dropped(tmp_path):
+    two_epochs(tmp_path / "run.zarr")
+    seal_pass(tmp_path / "run.zarr", "train", 0)
+    gc.collect()
+    gc.disable()
+    try:
+        before = n_open_files()
+        run = open_run(tmp_path / "run.zarr")
+        read_everything(run)
+        assert n_open_files() > before
+        del run
+        assert n_open_files() == before
+    finally:
+        gc.enable()

@@ -1,9 +1,9 @@
 """What dead processes leave behind is put in order, what counts stays, and a run that is being written is refused."""
 
 import os
-import select
 import shutil
 import signal
+import select
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -248,7 +248,9 @@ def test_a_writer_that_starts_during_a_repair_waits_for_it(tmp_path):
             code = [sys.executable, "-c", HOLD, str(tmp_path)]
             process = stack.enter_context(subprocess.Popen(code, stdout=subprocess.PIPE, text=True))
             stack.callback(process.kill)
-            assert select.select([process.stdout], [], [], 1.0)[0] == []
+            output = select.poll()
+            output.register(process.stdout, select.POLLIN)
+            assert output.poll(1000) == []
         assert process.stdout.readline() == "held\n"
 
 
