@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.utils import output_capturing
 
 from t3vis.callbacks.example_ids import IDS_KEY
+from t3vis.callbacks.gates import GateGradients, Gates
 from t3vis.callbacks.tasks import Task, sequence_task, unreduced_loss
 from t3vis.errors import ConfigurationError
 
@@ -43,6 +44,13 @@ class Batch:
     main: Tensor | None
     training: bool
 
+    @property
+    def n_rows(self) -> int:
+        """Rows that the model sees: of several choices, (n, n_choices, n_tokens), each is one."""
+        main = self.main
+        is_choices = main is not None and main.dim() == 3 and not main.is_floating_point()
+        return main.shape[0] * main.shape[1] if main is not None and is_choices else len(self.ids)
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -63,14 +71,22 @@ class Capture:
     A step may call the model several times (a teacher, another view of the batch, a generation). Its own pass is the
     first one that is given the batch's main input, else the first one; in training, of those that build a graph.
     The hooks hold no reference that a deep copy of the model would follow, and a copy's calls are not taken for the
-    model's own.
+    model's own. With ``heads``, ``receive`` also gets what the backward pass of that call is going to leave.
     """
 
-    def __init__(self, model: nn.Module, receive: Callable[[Batch, Any], None], *, hidden_states: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        receive: Callable[[Batch, Any, GateGradients | None], None],
+        *,
+        hidden_states: bool,
+        heads: bool = False,
+    ) -> None:
         self.model = model
+        self.gates = gates = Gates(model) if heads else None
         self._receive = receive
         self._armed: Batch | None = None
-        self._in_doubt: tuple[Batch, Any] | None = None  # outputs that count unless the batch's own pass follows
+        self._in_doubt: tuple[Batch, Any, GateGradients | None] | None = None  # unless the batch's own pass follows
         self._hooks_before = {number for module in model.modules() for number in module._forward_hooks}
         self._capturing_before = [module for module in model.modules() if _CAPTURING in vars(module)]
         wanted = ["return_dict", *(["output_hidden_states"] if hidden_states else [])]
@@ -86,7 +102,13 @@ class Capture:
 
         def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
             kwargs = {name: value for name, value in kwargs.items() if name != IDS_KEY}
-            added[:] = [] if due(module) is None else [name for name in wanted if not is_asked(module, name, kwargs)]
+            batch = due(module)
+            added[:] = [] if batch is None else [name for name in wanted if not is_asked(module, name, kwargs)]
+            if gates is not None and module is self.model and torch.is_grad_enabled():
+                if batch is not None and batch.training:
+                    gates.begin(len(batch.ids), batch.n_rows)
+                else:
+                    gates.skip()
             return args, kwargs | dict.fromkeys(added, True)
 
         def after(module: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
@@ -94,11 +116,12 @@ class Capture:
             if batch is None:
                 return None
             given = kwargs.get(main_input, args[0] if args else None)
+            gradients = None if gates is None or not batch.training else gates.end(outputs)
             if batch.main is None or given is batch.main:
                 self._armed = self._in_doubt = None
-                receive(batch, outputs)
+                receive(batch, outputs, gradients)
             elif self._in_doubt is None:
-                self._in_doubt = batch, outputs
+                self._in_doubt = batch, outputs, gradients
             return without_added(outputs, added) if isinstance(outputs, Mapping) else None
 
         self._handles: list[RemovableHandle] = [
@@ -109,11 +132,13 @@ class Capture:
     def arm(self, batch: Batch | None) -> None:
         """Take forward calls as those of this micro-batch, or none from now on."""
         self._armed, self._in_doubt = batch, None
+        if self.gates is not None:
+            self.gates.reset()
 
     def disarm(self) -> bool:
         """End the micro-batch; True if a forward call was taken as its own."""
         in_doubt, taken = self._in_doubt, self._armed is None
-        self._armed = self._in_doubt = None
+        self.arm(None)
         if in_doubt is not None:
             self._receive(*in_doubt)
         return taken or in_doubt is not None
@@ -126,6 +151,8 @@ class Capture:
         """
         for handle in self._handles:
             handle.remove()
+        if self.gates is not None:
+            self.gates.remove()
         for module in self.model.modules():
             for number, hook in list(module._forward_hooks.items()):
                 if number not in self._hooks_before and hook.__module__ == output_capturing.__name__:

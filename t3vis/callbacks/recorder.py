@@ -15,6 +15,7 @@ from t3vis.callbacks.attachment import Attachment, calling_trainer
 from t3vis.callbacks.capture import Batch, Capture, Layers, Pooling
 from t3vis.callbacks.example_ids import check_identity, instrument, is_instrumented, source_dataset, take_ids
 from t3vis.callbacks.examples import TextColumns
+from t3vis.callbacks.gates import check_not_compiled
 from t3vis.callbacks.processes import on_first_process
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
@@ -44,6 +45,10 @@ class RecorderCallback(TrainerCallback):
         How the hidden states of an example's tokens become one vector: their ``"mean"``, that of the ``"first"`` or
         ``"last"`` token that is not padding, or a function of the states (n, n_tokens, hidden) and the mask
         (n, n_tokens) that returns (n, features).
+    heads
+        Whether to keep, of every training pass, the gate gradient of each attention head for each example: the
+        gradient of the example's loss with respect to a factor in front of what the head hands on. It is read in the
+        backward pass of the training itself. Not for compiled models.
     text
         Which text columns of the dataset to keep in the store: ``"auto"`` for all, their names, or ``None``.
     id_column
@@ -79,6 +84,7 @@ class RecorderCallback(TrainerCallback):
         *,
         hidden_states: Layers = "all",
         pooling: Pooling = "mean",
+        heads: bool = False,
         text: TextColumns = "auto",
         id_column: str | None = None,
         on_error: Literal["warn", "raise"] = "warn",
@@ -90,7 +96,9 @@ class RecorderCallback(TrainerCallback):
         self.path = Path(path)
         self._first_path = self.path
         storage = StorageOptions(compression, durability)
-        self._settings = Settings(hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage)
+        self._settings = Settings(
+            hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage, heads=heads
+        )
         self._attachment: Attachment | None = None
         self._capture: Capture | None = None
         self._session: Session | None = None
@@ -157,6 +165,8 @@ class RecorderCallback(TrainerCallback):
         self.on_init_end(args, state, control)  # a callback added later, or given to two Trainers
         loader = instrument(kwargs["train_dataloader"], self._settings.id_column)
         self._check_evaluation_sets(args)
+        if self._settings.heads:
+            check_not_compiled(kwargs["model"], args.torch_compile)
         own = getattr(self._trainer.get_train_dataloader, "__func__", None) is not Trainer.get_train_dataloader
         dataset = source_dataset(loader) if own else self._trainer.train_dataset
         self._session = self._open_session(state.global_step, dataset)
@@ -263,10 +273,12 @@ class RecorderCallback(TrainerCallback):
                 yield
             except BaseException:
                 capture.arm(None)
+                session.settle(interrupted=True)
                 raise
             if not capture.disarm():
                 error = RecordingError("the model's forward was not called in this step, or not for a gradient")
                 session.lose(batch, error)
+            session.settle()
         except ConfigurationError:
             self._abandon(session)
             raise
@@ -343,7 +355,7 @@ class RecorderCallback(TrainerCallback):
         if self._capture is None or self._capture.model is not model:
             self._unhook()
             wanted = self._settings.hidden_states is not None
-            self._capture = Capture(model, session.take, hidden_states=wanted)
+            self._capture = Capture(model, session.take, hidden_states=wanted, heads=self._settings.heads)
         return self._capture
 
     def _unhook(self) -> None:

@@ -13,15 +13,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import Trainer
 
 from t3vis.callbacks import provenance
 from t3vis.callbacks.capture import Batch, accepts, captured
 from t3vis.callbacks.example_ids import check_ids
 from t3vis.callbacks.examples import is_readable, text_columns, write_examples, write_vocabulary
+from t3vis.callbacks.gates import GateGradients, own_gradient, shortcomings
+from t3vis.callbacks.heads import layer_attributes
 from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.settings import Settings
-from t3vis.callbacks.splits import free_name, size_of, split_attributes, split_name, trained_objective
+from t3vis.callbacks.splits import (
+    free_name,
+    label_smoothing,
+    size_of,
+    split_attributes,
+    split_name,
+    trained_objective,
+)
 from t3vis.callbacks.tasks import LOSS_NAME, Task
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema
@@ -36,6 +46,16 @@ class OpenPass:
 
     split: str
     index: int | None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Rows of a forward pass whose backward pass is still to come, and the gradient of each own loss at the logits."""
+
+    split: str
+    rows: dict[str, Any]
+    gradients: GateGradients
+    own: Tensor
 
 
 class Session:
@@ -80,7 +100,9 @@ class Session:
         self._n_examples: dict[str, int | None] = {}
         self._static: dict[str, tuple[str, ...]] = {}
         self._row_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the splits whose first batch was recorded
+        self._waiting: Waiting | None = None
         self._warned = False
+        self._said: set[str] = set()
         on_first_process(
             self.trainer, lambda: self._create(train_dataset, start_step, resume=resume, overwrite=overwrite)
         )
@@ -250,8 +272,8 @@ class Session:
         """Whether nothing of this split has been recorded in this attempt."""
         return split not in self._row_shapes
 
-    def take(self, batch: Batch, outputs: Any) -> None:
-        """Record one forward pass.
+    def take(self, batch: Batch, outputs: Any, gradients: GateGradients | None = None) -> None:
+        """Record one forward pass; one whose backward pass is to leave gradients waits for ``settle``.
 
         Raises
         ------
@@ -267,12 +289,40 @@ class Session:
             self._writer.count_missing(opened.split, len(batch.ids))
             return
         try:
-            rows = self._rows(opened.split, batch, outputs)
+            rows, task = self._rows(opened.split, batch, outputs, gradients)
+            if gradients is not None and batch.labels is not None:
+                labels = batch.labels.to(outputs["logits"].device)
+                own = own_gradient(task, outputs["logits"], labels, label_smoothing(self.trainer))
+                self._waiting = Waiting(opened.split, rows, gradients, own)
+                return
         except Exception as error:  # noqa: BLE001  whatever it is, training is not to suffer from it
             self.lose(batch, error)
             return
         with self._recording():
             self._writer.log(opened.split, rows)
+
+    def settle(self, *, interrupted: bool = False) -> None:
+        """Record the forward pass that waited, with what its backward pass has left; ``interrupted`` if it failed."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return
+        split, rows, gradients = waiting.split, waiting.rows, waiting.gradients
+        try:
+            values = gradients.per_example(waiting.own).cpu().numpy()
+        except Exception as error:  # noqa: BLE001  as in ``take``
+            self.report(error, split, len(rows["example"]))
+            return
+        values[:, np.isnan(rows["loss"])] = np.nan
+        rows["head_gradients"] = values
+        if gradients.error is not None:
+            self.report(gradients.error, split, 0)
+        elif not interrupted:
+            for kind, message in shortcomings(values, rows["loss"], gradients.unread):
+                if kind not in self._said:
+                    logger.warning(message)
+                self._said.add(kind)
+        with self._recording():
+            self._writer.log(split, rows)
 
     def lose(self, batch: Batch, error: Exception) -> None:
         """Report the rows of a micro-batch as lost, or stop if it is the first one; see ``take``."""
@@ -288,7 +338,9 @@ class Session:
                 "pooling and hidden_states, and what the model returns."
             ) from error
 
-    def _rows(self, split: str, batch: Batch, outputs: Any) -> dict[str, Any]:
+    def _rows(
+        self, split: str, batch: Batch, outputs: Any, gradients: GateGradients | None
+    ) -> tuple[dict[str, Any], Task]:
         taken = captured(
             batch,
             outputs,
@@ -301,16 +353,16 @@ class Session:
         rows["step"] = np.full(len(batch.ids), self.trainer.state.global_step, np.int64)
         shapes = row_shapes(rows)
         if self.is_first(split):
-            self._describe(split, taken.task, taken.layers)
+            self._describe(split, taken.task, taken.layers, gradients)
             self._row_shapes[split] = shapes
         self._row_shapes[split] = expected = {**shapes, **self._row_shapes[split]}
         if any(shapes[name] != expected[name] for name in shapes):
             raise RecordingError(f"rows have the shapes {shapes}, those before them had {expected}")
         for name in self._static[split]:
             rows.pop(name, None)
-        return rows
+        return rows, taken.task
 
-    def _describe(self, split: str, task: Task, layers: list[int] | None) -> None:
+    def _describe(self, split: str, task: Task, layers: list[int] | None, gradients: GateGradients | None) -> None:
         """Say in the store what the first micro-batch of a split has shown."""
         examples = self.path / split / "examples"
         static = [name for name in ("labels", "targets", "length") if schema.node_exists(examples / name)]
@@ -328,6 +380,10 @@ class Session:
             arrays: dict[str, Any] = {"loss": {"loss": LOSS_NAME[task], **trained_objective(self.trainer)}}
             if layers is not None:
                 arrays["hidden_states"] = {"layers": layers, "pooling": self._settings.pooling_name}
+            if gradients is not None:
+                smoothing = label_smoothing(self.trainer)
+                loss = LOSS_NAME[task] + (f", with label smoothing {smoothing:g}" if smoothing else "")
+                arrays["head_gradients"] = {**layer_attributes(gradients.projections), "loss": loss}
             self._writer.describe(split, {"task": task, "arrays": arrays})
 
     # Failures
