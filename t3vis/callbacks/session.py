@@ -325,7 +325,7 @@ class Session:
             takes = accepts(self.trainer.model, "output_hidden_states")
             left_out.append(f"hidden states{'' if takes else ' (its forward takes no output_hidden_states)'}")
         if left_out and self._is_first_rank:
-            recorded = ", ".join(name for name in taken.rows if name in schema.PASS_ARRAYS)
+            recorded = ", ".join(name for name in taken.rows if name in schema.PASS_ARRAYS and name not in static)
             logger.warning(
                 "%s: not recorded of %s: %s. What is recorded of each example: %s.",
                 type(self.trainer.model).__name__,

@@ -33,6 +33,9 @@ from tests.callbacks.tiny import (
     tiny_trainer,
 )
 
+# trl and peft still use names that transformers has renamed
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+
 
 @pytest.fixture(autouse=True)
 def no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +143,7 @@ def test_sft_trainer(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Pa
     rows, model = with_token_labels(tiny_rows(21)), language_model()
     sft(tmp_path, tokenizer, model, rows=rows, eval_strategy="epoch", **SFT[name]).train()
     run = open_run(tmp_path / "run.zarr")
-    assert run.train.arrays[:2] == ["hidden_states", "loss"]
+    assert run.train.arrays[:2] == ["loss", "hidden_states"]
     check_language(run, run.train, model, rows)
     check_language(run, run.evals["eval"], model, rows[:9])
     assert run.train.attributes["task"] == "other"
@@ -205,7 +208,7 @@ def test_dpo_trainer(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog:
     )
     trainer.train()
     train = open_run(tmp_path / "run.zarr").train
-    assert train.arrays == ["hidden_states", "logits", "step", "visits"]
+    assert train.arrays == ["logits", "hidden_states", "step", "visits"]
     assert train.class_names == ["chosen", "rejected"]
     assert train.attributes["task"] == "preference"
     assert caplog.text.count("not recorded of train: the loss, which compares with another model.") == 1
