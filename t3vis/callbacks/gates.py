@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from t3vis.callbacks.batches import Batch
 from t3vis.callbacks.heads import Found, Projection, Trace
 from t3vis.callbacks.tasks import Task, unreduced_loss
 from t3vis.errors import ConfigurationError
@@ -108,8 +109,8 @@ class Gates:
     """Hooks in front of the attention output projections of one model; the first pass shows which these are.
 
     A step may call the model several times, and activation checkpointing runs parts of it again in the backward pass:
-    between ``begin`` and ``end`` is the pass that counts. The hooks hold no reference that a deep copy of the model
-    would follow, and a copy's calls are not taken for the model's own.
+    between ``begin`` and ``end`` is the pass that counts. The hooks are on the model only for the time of a step, and
+    the calls of a copy that is made in a step are not taken for the model's own.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -123,36 +124,42 @@ class Gates:
         self._n_passes = 0
         self._n_calls: Counter[nn.Module] = Counter()
         self._size = 0, 0
+        self._is_on = False
 
-    def reset(self) -> None:
-        """End of a micro-batch, or beginning of another: what is called from now on does not count."""
+    def put_on(self) -> None:
+        """Beginning of a step."""
+
+        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if module in self._layers and args and isinstance(args[0], Tensor):
+                self._reached(module, args[0])
+
+        self._is_on = True
+        self._handles = [module.register_forward_pre_hook(before) for module in self._layers]
+
+    def take_off(self) -> None:
+        """End of a step: leave the model as it was."""
         self._leave()
-        self._n_passes, self._ended = 0, None
+        self._n_passes, self._ended, self._is_on = 0, None, False
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
-    def begin(self, n_examples: int, n_rows: int) -> None:
-        """What is called from now on is the pass of a micro-batch of so many examples, in as many rows or more."""
-        self.skip()
-        self._size = n_examples, n_rows
+    def begin(self, batch: Batch | None) -> None:
+        """A pass for a gradient begins: of this micro-batch, or one that does not count."""
+        self._leave()
+        self._n_passes += 1
+        if batch is None or not self._is_on:
+            return
+        self._size = len(batch.ids), batch.n_rows
         if self.found is None:
             self._trace = Trace(self._model)
         elif self.found.projections:
-            self._running = GateGradients(self.found.projections, n_examples, n_rows)
-
-    def skip(self) -> None:
-        """What is called from now on is another pass for a gradient."""
-        self._leave()
-        self._n_passes += 1
+            self._running = GateGradients(self.found.projections, *self._size)
 
     def end(self, outputs: Any) -> GateGradients | None:
         """The pass is over: what its backward pass is going to leave, ``None`` for a model without heads."""
         if self._trace is not None:
-            self.found, inputs = self._trace.found(self._size[1])
-            if self.found.projections:
-                self._running = GateGradients(self.found.projections, *self._size)
-                self._hook(self.found.projections)
-            for projection, x in zip(self.found.projections, inputs, strict=True):
-                self._reached(projection.module, x)
-            self._warn_of_missed(self.found)
+            self._learn(self._trace)
         ended = self._running
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
         if ended is not None and isinstance(logits, Tensor):
@@ -161,39 +168,23 @@ class Gates:
         self._ended = ended
         return ended
 
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        self.reset()
-        for handle in self._handles:
-            handle.remove()
+    def _learn(self, trace: Trace) -> None:
+        self.found, inputs = trace.found(self._size[1])
+        warn_of_missed(self._model, self.found)
+        if not self.found.projections:
+            return
+        for layer, projection in enumerate(self.found.projections):
+            self._layers.setdefault(projection.module, []).append(layer)
+        self._running = GateGradients(self.found.projections, *self._size)
+        for projection, x in zip(self.found.projections, inputs, strict=True):
+            self._reached(projection.module, x)
+        self.put_on()
 
     def _leave(self) -> None:
         if self._trace is not None:
             self._trace.remove()
         self._trace = self._running = None
         self._n_calls.clear()
-
-    def _hook(self, projections: tuple[Projection, ...]) -> None:
-        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if module in self._layers and args and isinstance(args[0], Tensor):
-                self._reached(module, args[0])
-
-        for layer, projection in enumerate(projections):
-            self._layers.setdefault(projection.module, []).append(layer)
-        self._handles = [module.register_forward_pre_hook(before) for module in self._layers]
-
-    def _warn_of_missed(self, found: Found) -> None:
-        name, missed = type(self._model).__name__, found.missed
-        if not found.projections and not missed:
-            logger.warning("%s has no attention that says how many heads it has; head_gradients is not recorded.", name)
-        elif missed:
-            logger.warning(
-                "head_gradients is recorded for %d attentions of %s, not for %s: found no linear layer there whose "
-                "input is the heads side by side, one row for each example, or it was not called in the first pass.",
-                len(found.projections),
-                name,
-                listed(missed),
-            )
 
     def _reached(self, module: nn.Module, x: Tensor) -> None:
         layers = self._layers[module]
@@ -287,6 +278,21 @@ def own_gradient(task: Task, logits: Tensor, labels: Tensor, label_smoothing: fl
         loss = unreduced_loss(task, leaf, labels, label_smoothing).sum()
         (gradient,) = torch.autograd.grad(loss, leaf)
     return gradient
+
+
+def warn_of_missed(model: nn.Module, found: Found) -> None:
+    """Say which attentions of a model are not recorded."""
+    name = type(model).__name__
+    if found.missed:
+        logger.warning(
+            "head_gradients is recorded for %d attentions of %s, not for %s: found no linear layer there whose "
+            "input is the heads side by side, one row for each example, or it was not called in the first pass.",
+            len(found.projections),
+            name,
+            listed(found.missed),
+        )
+    elif not found.projections:
+        logger.warning("%s has no attention that says how many heads it has; head_gradients is not recorded.", name)
 
 
 def shortcomings(

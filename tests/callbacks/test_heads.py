@@ -122,9 +122,9 @@ def test_it_is_the_gradient_of_a_gate(kind: str, tmp_path: Path) -> None:
         width = module.in_features // 4
         for i, head in itertools.product(range(3), range(4)):
             at = slice(head * width, (head + 1) * width)
-            up, down = (gated_loss(model, rows[i], module, call, at, gate) for gate in (1 + 1e-4, 1 - 1e-4))
+            up, down = (gated_loss(model, rows[i], module, call, at, gate) for gate in (1.01, 0.99))
             found = train.head_gradients[0, layer, i, head]
-            np.testing.assert_allclose(found, (up - down) / 2e-4, rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(found, (up - down) / 0.02, rtol=2e-3, atol=1e-4)
 
 
 # Settings of the training, with a learning rate of 0
@@ -176,7 +176,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one batch": {"per_device_train_batch_size": 64},
     "batches of one": {"per_device_train_batch_size": 1},
     "accumulation 2, ragged": {"gradient_accumulation_steps": 2},
-    "padding on the left": {"options": {"data_collator": pad_left}},
+    "padding on the left": {"model": lambda: attention_model("llama"), "options": {"data_collator": pad_left}},
     "evaluation in between": {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": as_dataset(tiny_rows(3))},
     "activation checkpointing": {"activation_checkpointing": True},
     "reentrant activation checkpointing": REENTRANT,
@@ -254,6 +254,7 @@ def test_examples_without_a_label_have_no_gradient(tmp_path: Path) -> None:
         np.testing.assert_allclose(kept[:, i], by_weights(model, row, modules, [4, 4]), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # by peft
 def test_adapters(tmp_path: Path) -> None:
     """LoRA wraps the projection and freezes it: the input of the layer itself is what counts."""
     model, rows = attention_model("bert"), tiny_rows(6)
@@ -326,7 +327,7 @@ class OfThisKind(nn.Module):
         self.embed, self.head = nn.Embedding(60, 8), nn.Linear(8, 3)
         self.odd, self.usual = attention, SelfAttention() if and_another else nn.Identity()
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         x = self.embed(F.pad(input_ids, (0, 12 - input_ids.shape[1])))
         x = self.odd(x, x, x)[0] if isinstance(self.odd, nn.MultiheadAttention) else self.odd(x)
         logits = self.head(self.usual(x).mean(1))
