@@ -27,8 +27,8 @@ from t3vis.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 _CAST = "ToCopyBackward0"  # autograd's name for a copy in another type
-_ROUNDINGS = 8  # a gradient is taken for a multiple of another within so many of its own rounding errors, and
-_TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2  # this part of its size, by its precision
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 2e-2  # part of its size by which a gradient may be off a multiple of another,
+_ROUNDING = 1e-6  # and part of the size that the loss gives it: what is left of 1 when a probability is close to it
 
 
 class GateGradients:
@@ -255,13 +255,12 @@ def loss_scales(arrived: Tensor, own: Tensor) -> Tensor:
 
 def _multiples(a: Tensor, b: Tensor) -> Tensor:
     """For each row the factor that makes ``b`` the row of ``a``, within the precision of ``a``; NaN if none does."""
-    precision = torch.finfo(a.dtype)
-    tolerance = _TOLERANCE if precision.bits >= 32 else _HALF_TOLERANCE
+    tolerance = _TOLERANCE if torch.finfo(a.dtype).bits >= 32 else _HALF_TOLERANCE
     a, size = a.float(), b.abs().amax(1).clamp(min=torch.finfo(b.dtype).tiny)
     b = b / size[:, None]
     factor = (a * b).sum(1) / (b * b).sum(1)
     rest = (a - factor[:, None] * b).norm(dim=1)
-    rounding = _ROUNDINGS * precision.eps * b.shape[1] ** 0.5 * factor.abs() / size
+    rounding = _ROUNDING * b.shape[1] ** 0.5 * factor.abs() / size
     return (factor / size).where((rest <= tolerance * a.norm(dim=1) + rounding) & (factor != 0), torch.nan)
 
 

@@ -293,7 +293,7 @@ class Session:
             return
         try:
             rows, task = self._rows(opened.split, batch, outputs, gradients)
-            if gradients is not None and "loss" in rows and task in SEQUENCE_TASKS:
+            if gradients is not None and batch.labels is not None and task in SEQUENCE_TASKS:
                 logits, smoothing = outputs["logits"], label_smoothing(self.trainer)
                 own = own_gradient(task, logits, batch.labels.to(logits.device), smoothing)
                 self._waiting = Waiting(opened.split, rows, gradients, own)

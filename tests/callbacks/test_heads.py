@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import AutoConfig, AutoModelForTokenClassification, Trainer
 from transformers.pytorch_utils import Conv1D
 
-from t3vis import RecorderCallback, Run, open_run
+from t3vis import ConfigurationError, RecorderCallback, RecordingError, Run, open_run
+from t3vis.callbacks import gates
 from t3vis.store.reader import Split
 from tests.callbacks.attention_models import ARCHITECTURES, attention_model, images, layers_of, stacked
 from tests.callbacks.test_non_interference import AsksACopy
@@ -254,7 +255,7 @@ def test_examples_without_a_label_have_no_gradient(tmp_path: Path) -> None:
         np.testing.assert_allclose(kept[:, i], by_weights(model, row, modules, [4, 4]), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # by peft
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")  # peft uses it
 def test_adapters(tmp_path: Path) -> None:
     """LoRA wraps the projection and freezes it: the input of the layer itself is what counts."""
     model, rows = attention_model("bert"), tiny_rows(6)
@@ -360,3 +361,99 @@ def test_a_model_without_attention(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "head_gradients" not in train.arrays
     assert not np.isnan(train.loss[0]).any()
     assert said_once(caplog, "OwnModel has no attention that says how many heads it has")
+
+
+# Refusals, interruptions, resumption, processes
+
+
+@pytest.mark.parametrize("how", ["argument", "by its user"])
+def test_a_compiled_model_is_refused(how: str, tmp_path: Path) -> None:
+    model = attention_model("bert")
+    if how == "by its user":
+        model.compile(backend="eager")
+    settings = {"torch_compile": True, "torch_compile_backend": "eager"} if how == "argument" else {}
+    with pytest.raises(ConfigurationError, match="heads=True cannot be recorded of a compiled model"):
+        recorded(tmp_path, model=model, **settings)
+    assert not (tmp_path / "run.zarr").exists()
+
+
+class FailsInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+
+class IsInterrupted(Trainer):
+    """The third step ends in its backward pass."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)
+        return FailsInBackward.apply(loss) if self.state.global_step == 2 else loss
+
+
+def test_an_interrupted_step_is_recorded_as_far_as_it_came(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = {"train_sampling_strategy": "sequential", "trainer_class": IsInterrupted}
+    with pytest.raises(KeyboardInterrupt):
+        recorded(tmp_path, model=attention_model("bert"), train=as_dataset(tiny_rows(20)), **settings)
+    train = open_run(tmp_path / "run.zarr").train
+    assert np.isnan(train.loss[0]).tolist() == [False] * 12 + [True] * 8
+    assert np.isnan(train.head_gradients[0]).all((0, 2)).tolist() == [False] * 8 + [True] * 12
+    assert not any("head_gradients" in message for message in caplog.messages)
+
+
+def test_a_failure_to_read_is_reported_and_disturbs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*args: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no room for products")
+
+    monkeypatch.setattr(gates, "gate_gradients", fails)
+    settings: dict[str, Any] = {"model": attention_model("bert"), "train": as_dataset(tiny_rows(6))}
+    run = recorded(tmp_path, **settings)
+    assert np.isnan(run.train.head_gradients[:]).all()
+    assert not np.isnan(run.train.loss[:]).any()
+    assert said_once(caplog, "OutOfMemoryError: no room for products")
+    with pytest.raises(RecordingError, match="no room for products"):
+        recorded(tmp_path / "raise", recorder={"on_error": "raise"}, **settings)
+
+
+def test_resumption(tmp_path: Path) -> None:
+    """A run goes on with the setting it was begun with."""
+    model, rows = attention_model("bert"), tiny_rows(8)
+    settings = {"model": model, "train": as_dataset(rows), "save_strategy": "epoch", "num_train_epochs": 1}
+    recorded(tmp_path, **settings)
+    settings["num_train_epochs"] = 2
+    checkpoint = str(tmp_path / "out" / "checkpoint-2")
+    without = RecorderCallback(tmp_path / "run.zarr", resume=True)
+    with pytest.raises(ConfigurationError, match="'heads': True"):
+        tiny_trainer(tmp_path / "out", without, **settings).train(resume_from_checkpoint=checkpoint)
+    recorder = RecorderCallback(tmp_path / "run.zarr", heads=True, resume=True)
+    tiny_trainer(tmp_path / "out", recorder, **settings).train(resume_from_checkpoint=checkpoint)
+    run = open_run(tmp_path / "run.zarr")
+    assert len(run.epochs) == 2
+    check_heads(run.train, model, rows)
+
+
+def test_tokens_have_no_loss_of_one_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a model with logits for each token the rest is recorded."""
+    rows = [{**row, "labels": [1] * len(row["input_ids"])} for row in tiny_rows(6)]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("bert", **ARCHITECTURES["bert"].config, vocab_size=60, num_labels=3)
+    model = AutoModelForTokenClassification.from_config(config)
+    run = recorded(tmp_path, model=model, train=as_dataset(rows), options={"data_collator": pad_labels})
+    assert "head_gradients" not in run.train.arrays
+    assert said_once(caplog, "head gradients, which are those of one loss from the logits of each example")
+
+
+def pad_labels(rows: Rows) -> dict[str, Tensor]:
+    """Collate: labels of each token are padded with what is left out."""
+    width = max(len(row["labels"]) for row in rows)
+    labels = [F.pad(torch.as_tensor(row["labels"]), (0, width - len(row["labels"])), value=-100) for row in rows]
+    return {
+        **pad([{k: row[k] for k in ("input_ids", "attention_mask")} for row in rows]),
+        "labels": torch.stack(labels),
+    }
