@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -58,7 +59,7 @@ def check_language(run: Run, split: Any, model: Any, rows: Rows, *, n_passes: in
         states = outputs.get("hidden_states") or outputs["encoder_hidden_states"]
         for index in range(n_passes):
             np.testing.assert_allclose(split.loss[index, i], outputs.loss, rtol=1e-4, atol=1e-5)
-            own = torch.stack(states)[:, 0].mean(1)
+            own = torch.stack(states)[:, 0].mean(1).detach()
             np.testing.assert_allclose(split.hidden_states[index, :, i], own, rtol=2e-3, atol=2e-3)
             assert split.length[i] == len(row["input_ids"])
 
@@ -135,9 +136,11 @@ SFT: dict[str, dict[str, Any]] = {
     "padding_free": {"padding_free": True},
     "label smoothing": {"label_smoothing_factor": 0.1},
     "activation checkpointing": {"gradient_checkpointing": True},
+    "PEFT LoRA": {"options": {"peft_config": LoraConfig(task_type="CAUSAL_LM", r=4)}},
 }
 
 
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", SFT)
 def test_sft_trainer(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows, model = with_token_labels(tiny_rows(21)), language_model()
@@ -199,16 +202,21 @@ def test_dpo_trainer(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog:
     """The log-probabilities of both completions, and the states of the chosen one."""
     model = language_model()
     settings: dict[str, Any] = {"bf16": False, "gradient_checkpointing": False, "max_length": None}
+    settings["eval_strategy"] = "epoch"
     trainer = DPOTrainer(
         model=model,
         ref_model=language_model(seed=9),
         args=tiny_arguments(tmp_path / "out", DPOConfig, **settings),
         train_dataset=as_dataset(preferences()),
+        eval_dataset=as_dataset(preferences()[:9]),
         processing_class=tokenizer,
         callbacks=[RecorderCallback(tmp_path / "run.zarr")],
     )
     trainer.train()
-    train = open_run(tmp_path / "run.zarr").train
+    run = open_run(tmp_path / "run.zarr")
+    train, held_out = run.train, run.evals["eval"]
+    np.testing.assert_allclose(held_out.logits[:], train.logits[:, :9], rtol=1e-4)
+    np.testing.assert_allclose(held_out.hidden_states[:], train.hidden_states[:, :, :9], rtol=2e-3, atol=2e-3)
     assert train.arrays == ["logits", "hidden_states", "step", "visits", "length"]
     assert train.class_names == ["chosen", "rejected"]
     assert train.attributes["task"] == "preference"
