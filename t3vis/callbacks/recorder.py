@@ -111,6 +111,7 @@ class RecorderCallback(TrainerCallback):
         )
         self._attachment: Attachment | None = None
         self._capture: Capture | None = None
+        self._captured: Any = None  # the Trainer's model that ``_capture`` hooks, perhaps wrapped
         self._session: Session | None = None
         self._began = False  # whether what is at the path was begun, or gone on with, by this recorder
         self._has_trained = False
@@ -355,7 +356,7 @@ class RecorderCallback(TrainerCallback):
             )
         if self._session is not None:
             self._session.finish()  # a restart with a smaller batch: nothing may be sealed behind its back
-        self._capture = None
+        self._capture = self._captured = None
         if self._has_trained and start_step == 0:
             self.path = on_first_process(self._trainer, lambda: _free_path(self._first_path))
             self._began = self._has_trained = False
@@ -400,17 +401,18 @@ class RecorderCallback(TrainerCallback):
 
     def _captures(self, session: Session) -> Capture:
         """What hooks the Trainer's model, made anew when the model is another one."""
-        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        if self._capture is None or self._capture.model is not model:
-            wanted = self._settings.hidden_states is not None
-            self._capture = Capture(model, session.take, hidden_states=wanted, heads=self._settings.heads)
+        trainer, settings = self._trainer, self._settings
+        if self._capture is None or self._captured is not trainer.model:
+            model, wanted = trainer.accelerator.unwrap_model(trainer.model), settings.hidden_states is not None
+            self._capture = Capture(model, session.take, hidden_states=wanted, heads=settings.heads)
+            self._captured = trainer.model
         return self._capture
 
     def _stop(self) -> None:
         """End of a training or of an evaluation by itself: nothing stays in memory, or on the model."""
         self._has_trained = self._has_trained or self._training
         self._training = False
-        self._capture = None
+        self._capture = self._captured = None
         if self._session is not None:
             self._session.finish()
 
@@ -422,7 +424,7 @@ class RecorderCallback(TrainerCallback):
     def _abandon(self, session: Session) -> None:
         """After a configuration that cannot be recorded: as if nothing had begun."""
         session.abandon()
-        self._capture = None
+        self._capture = self._captured = None
         self._session, self._training, self._began = None, False, self._began and self.path.exists()
 
     def _release(self) -> None:

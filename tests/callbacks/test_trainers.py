@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -17,7 +18,7 @@ from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 
 from t3vis import RecorderCallback, Run, open_run
 from tests.callbacks.tiny import (
@@ -42,8 +43,8 @@ def no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "1")  # trl counts its users, elsewhere
 
 
-def language_model() -> Any:
-    return tiny_model("llama", auto=AutoModelForCausalLM, attn_implementation="eager")
+def language_model(seed: int = 0) -> Any:
+    return tiny_model("llama", auto=AutoModelForCausalLM, seed=seed, attn_implementation="eager")
 
 
 def check_language(run: Run, split: Any, model: Any, rows: Rows, *, n_passes: int = 2) -> None:
@@ -58,7 +59,7 @@ def check_language(run: Run, split: Any, model: Any, rows: Rows, *, n_passes: in
         states = outputs.get("hidden_states") or outputs["encoder_hidden_states"]
         for index in range(n_passes):
             np.testing.assert_allclose(split.loss[index, i], outputs.loss, rtol=1e-4, atol=1e-5)
-            own = torch.stack(states)[:, 0].mean(1)
+            own = torch.stack(states)[:, 0].mean(1).detach()
             np.testing.assert_allclose(split.hidden_states[index, :, i], own, rtol=2e-3, atol=2e-3)
             assert split.length[i] == len(row["input_ids"])
 
@@ -135,9 +136,11 @@ SFT: dict[str, dict[str, Any]] = {
     "padding_free": {"padding_free": True},
     "label smoothing": {"label_smoothing_factor": 0.1},
     "activation checkpointing": {"gradient_checkpointing": True},
+    "PEFT LoRA": {"options": {"peft_config": LoraConfig(task_type="CAUSAL_LM", r=4)}},
 }
 
 
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", SFT)
 def test_sft_trainer(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows, model = with_token_labels(tiny_rows(21)), language_model()
@@ -199,16 +202,22 @@ def test_dpo_trainer(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog:
     """The log-probabilities of both completions, and the states of the chosen one."""
     model = language_model()
     settings: dict[str, Any] = {"bf16": False, "gradient_checkpointing": False, "max_length": None}
+    settings["eval_strategy"] = "epoch"
     trainer = DPOTrainer(
         model=model,
+        ref_model=language_model(seed=9),
         args=tiny_arguments(tmp_path / "out", DPOConfig, **settings),
         train_dataset=as_dataset(preferences()),
+        eval_dataset=as_dataset(preferences()[:9]),
         processing_class=tokenizer,
         callbacks=[RecorderCallback(tmp_path / "run.zarr")],
     )
     trainer.train()
-    train = open_run(tmp_path / "run.zarr").train
-    assert train.arrays == ["logits", "hidden_states", "step", "visits"]
+    run = open_run(tmp_path / "run.zarr")
+    train, held_out = run.train, run.evals["eval"]
+    np.testing.assert_allclose(held_out.logits[:], train.logits[:, :9], rtol=1e-4)
+    np.testing.assert_allclose(held_out.hidden_states[:], train.hidden_states[:, :, :9], rtol=2e-3, atol=2e-3)
+    assert train.arrays == ["logits", "hidden_states", "step", "visits", "length"]
     assert train.class_names == ["chosen", "rejected"]
     assert train.attributes["task"] == "preference"
     assert caplog.text.count("not recorded of train: the loss, which compares with another model.") == 1
@@ -222,6 +231,7 @@ def test_dpo_trainer(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog:
             own = log_probs[len(row["prompt_ids"]) - 1 :].sum()
             np.testing.assert_allclose(train.logits[:, i, side], own.expand(2), rtol=1e-4)
             if name == "chosen_ids":
+                assert train.length[i] == ids.shape[1]
                 states = torch.stack(outputs.hidden_states)[:, 0].mean(1)
                 np.testing.assert_allclose(train.hidden_states[1, :, i], states, rtol=2e-3, atol=2e-3)
         assert train.text["prompt"][i] == preferences()[i]["prompt"]
@@ -230,21 +240,26 @@ def test_dpo_trainer(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog:
 # Refused by name
 
 
-def test_grpo_is_refused_by_name(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+ONLINE = {"GRPOTrainer": (GRPOTrainer, GRPOConfig), "RLOOTrainer": (RLOOTrainer, RLOOConfig)}
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_online_trainers_are_refused_by_name(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     def reward(completions: Any, **_: Any) -> list[float]:
         raise AssertionError("a completion was generated")
 
-    settings: dict[str, Any] = {"bf16": False, "gradient_checkpointing": False, "num_generations": 2}
-    trainer = GRPOTrainer(
+    trainer_class, arguments_class = ONLINE[name]
+    settings: dict[str, Any] = {"bf16": False, "gradient_checkpointing": False, "num_generations": 2, "beta": 0.0}
+    trainer = trainer_class(
         model=language_model(),
         reward_funcs=reward,
-        args=tiny_arguments(tmp_path / "out", GRPOConfig, **settings, **LEARNING),
+        args=tiny_arguments(tmp_path / "out", arguments_class, **settings, **LEARNING),
         train_dataset=as_dataset([{"prompt": row["prompt"]} for row in preferences()]),
         processing_class=tokenizer,
         callbacks=[RecorderCallback(tmp_path / "run.zarr")],
     )
     message = refusal(trainer)
-    assert "GRPOTrainer cannot be recorded: it trains on completions that it generates anew in every step" in message
+    assert f"{name} cannot be recorded: it trains on completions that it generates anew in every step" in message
     assert not (tmp_path / "run.zarr").exists()
 
 

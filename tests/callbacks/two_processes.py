@@ -47,7 +47,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "workers": {"dataloader_num_workers": 2, "train": PlainDataset(tiny_rows())},
     "dispatch": {"accelerator_config": {"dispatch_batches": True}, "options": ONE_WIDTH},
     "split": {"accelerator_config": {"split_batches": True}},
-    "dispatch and split": {"accelerator_config": {"dispatch_batches": True, "split_batches": True}},
+    "dispatch and split": {
+        "accelerator_config": {"dispatch_batches": True, "split_batches": True},
+        "options": ONE_WIDTH,
+    },
     "stream, dispatched": {"train": stream(), "max_steps": 12, "options": ONE_WIDTH},
     "stream, sharded": {"train": stream(), "max_steps": 12, "accelerator_config": {"dispatch_batches": False}},
 }
