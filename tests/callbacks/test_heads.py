@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,14 @@ def test_another_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert said_once(caplog, "is not a multiple of that of their own loss")
 
 
+def test_passes_that_are_run_again_cannot_be_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Reentrant checkpointing builds a graph in the backward pass only, where nothing says of which pass it is."""
+    settings = {**REENTRANT, "trainer_class": AsksTwice, "train": as_dataset(tiny_rows(6))}
+    train = recorded(tmp_path, model=attention_model("bert"), **settings).train
+    assert np.isnan(train.head_gradients[:]).all()
+    assert said_once(caplog, "no gradient came back to the heads in front of bert.encoder.layer.0.attention")
+
+
 class Windows(nn.Module):
     """An attention over the halves of a sequence, one after another: its rows are not examples."""
 
@@ -457,3 +466,11 @@ def pad_labels(rows: Rows) -> dict[str, Tensor]:
         **pad([{k: row[k] for k in ("input_ids", "attention_mask")} for row in rows]),
         "labels": torch.stack(labels),
     }
+
+
+def test_the_page_names_every_architecture_and_test() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "heads.md").read_text()
+    names = re.sub(r"[^a-z0-9]", "", page.lower())
+    assert [kind for kind in ARCHITECTURES if re.sub(r"[^a-z0-9]", "", kind) not in names] == []
+    tests = set(re.findall(r"`(test_\w+)", page)) - {"test_two_processes", "test_fsdp2"}
+    assert tests <= set(globals())
