@@ -21,20 +21,19 @@ from torch.utils.hooks import RemovableHandle
 
 from t3vis.callbacks.batches import Batch
 from t3vis.callbacks.heads import Found, Projection, Trace
-from t3vis.callbacks.tasks import Task, unreduced_loss
+from t3vis.callbacks.scales import OwnLoss, loss_scales
 from t3vis.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 _CAST = "ToCopyBackward0"  # autograd's name for a copy in another type
-_TOLERANCE, _HALF_TOLERANCE = 1e-3, 2e-2  # part of its size by which a gradient may be off a multiple of another,
-_ROUNDING = 1e-6  # and part of the size that the loss gives it: what is left of 1 when a probability is close to it
 
 
 class GateGradients:
     """What the backward pass of one forward pass is to leave: for each layer the gate gradients of its heads.
 
-    ``error`` is what went wrong in reading them, ``None`` if nothing did.
+    ``own``, where it is known before the backward pass, says which part of the gradient at the logits is to be kept.
+    ``error`` is what went wrong in reading them.
     """
 
     def __init__(self, projections: tuple[Projection, ...], n_examples: int, n_rows: int) -> None:
@@ -43,6 +42,8 @@ class GateGradients:
         self._layers: list[Tensor | None] = [None] * len(projections)
         self._watched: set[int] = set()
         self._at_logits: Tensor | None = None
+        self._is_whole = False
+        self.own: OwnLoss | None = None
         self.error: Exception | None = None
 
     def watch(self, layer: int, x: Tensor) -> None:
@@ -70,10 +71,12 @@ class GateGradients:
         if node is None:
             return
 
-        def read(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient = gradients[output]
-            if gradient is not None:
-                self._at_logits = gradient.detach() if self._at_logits is None else self._at_logits + gradient.detach()
+        def read(gradients: tuple[Any, ...]) -> None:
+            if gradients[output] is None:
+                return
+            self._is_whole = self.own is None
+            found = gradients[output].detach() if self.own is None else self.own.rows_of(gradients[output].detach())
+            self._at_logits = found if self._at_logits is None else self._at_logits + found
 
         node.register_prehook(read)
 
@@ -82,27 +85,24 @@ class GateGradients:
         """Modules of the layers that no gradient has come back to."""
         return [p.name for p, layer in zip(self.projections, self._layers, strict=True) if layer is None]
 
-    def per_example(self, own: Tensor) -> Tensor:
-        """Gate gradients of each example's own loss.
-
-        Parameters
-        ----------
-        own
-            Gradient of each example's own loss at the logits, of their shape (n, ...).
+    def per_example(self, own: OwnLoss) -> Tensor:
+        """Gate gradients of each example's own loss, that of ``own``.
 
         Returns
         -------
         Shape (n_layers, n, n_heads), float32. NaN where it is not known: no gradient came back to the layer, the layer
-        has fewer heads, or what came back to the logits is not a multiple of ``own``.
+        has fewer heads, or what came back to the logits is not a multiple of the gradient of the own loss.
         """
         most = max(projection.n_heads for projection in self.projections)
-        values = own.new_full((len(self._layers), len(own), most), torch.nan, dtype=torch.float32)
+        size = len(self._layers), self._n_examples, most
+        values = torch.full(size, torch.nan, device=own.gradient.device)
         if self._at_logits is None:
             return values
         for number, layer in enumerate(self._layers):
             if layer is not None:
                 values[number, :, : layer.shape[1]] = layer.to(values.device)
-        return values / loss_scales(self._at_logits, own)[:, None]
+        arrived = own.rows_of(self._at_logits) if self._is_whole else self._at_logits
+        return values / loss_scales(arrived, own.gradient)[:, None]
 
 
 class Gates:
@@ -223,60 +223,6 @@ def gate_gradients(x: Tensor, gradient: Tensor, n_examples: int, n_heads: int) -
     """
     products = x.float() * gradient.detach().float()
     return products.reshape(n_examples, -1, n_heads, x.shape[-1] // n_heads).sum((1, 3))
-
-
-def loss_scales(arrived: Tensor, own: Tensor) -> Tensor:
-    """What each example's own loss was multiplied by in the loss that was trained.
-
-    Means, sums, accumulation and loss scaling multiply all examples of a batch by one number, class weights and the
-    like each by its own; both are found by comparing gradients at the logits, from where on back they are linear.
-
-    Parameters
-    ----------
-    arrived, own
-        Gradients of the trained loss, and of each example's own loss, at the logits; shape (n, ...).
-
-    Returns
-    -------
-    Shape (n,), float32. NaN where the one gradient is not a multiple of the other.
-
-    Examples
-    --------
-    >>> own = torch.tensor([[0.5, -0.5, 0.0], [0.1, 0.2, -0.3]])
-    >>> loss_scales(own / 8, own)
-    tensor([0.1250, 0.1250])
-    >>> loss_scales(torch.stack([own[0] / 4, own[1].flip(0)]), own)
-    tensor([0.2500,    nan])
-    """
-    arrived, own = arrived.flatten(1), own.flatten(1).float()
-    of_all = _multiples(arrived.reshape(1, -1), own.reshape(1, -1))
-    return torch.where(of_all.isnan(), _multiples(arrived, own), of_all)
-
-
-def _multiples(a: Tensor, b: Tensor) -> Tensor:
-    """For each row the factor that makes ``b`` the row of ``a``, within the precision of ``a``; NaN if none does."""
-    tolerance = _TOLERANCE if torch.finfo(a.dtype).bits >= 32 else _HALF_TOLERANCE
-    a, size = a.float(), b.abs().amax(1).clamp(min=torch.finfo(b.dtype).tiny)
-    b = b / size[:, None]
-    factor = (a * b).sum(1) / (b * b).sum(1)
-    rest = (a - factor[:, None] * b).norm(dim=1)
-    rounding = _ROUNDING * b.shape[1] ** 0.5 * factor.abs() / size
-    return (factor / size).where((rest <= tolerance * a.norm(dim=1) + rounding) & (factor != 0), torch.nan)
-
-
-def own_gradient(task: Task, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Gradient of each example's own loss at its logits, of their shape, float32; zero where the label is no class.
-
-    Parameters
-    ----------
-    logits, labels, label_smoothing
-        As for ``unreduced_loss``.
-    """
-    with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
-        leaf = logits.detach().float().requires_grad_()
-        loss = unreduced_loss(task, leaf, labels, label_smoothing).sum()
-        (gradient,) = torch.autograd.grad(loss, leaf)
-    return gradient
 
 
 def warn_of_missed(model: nn.Module, found: Found) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import Trainer
 
 from t3vis.callbacks import provenance
@@ -21,10 +20,11 @@ from t3vis.callbacks.batches import Batch
 from t3vis.callbacks.capture import Captured, captured
 from t3vis.callbacks.example_ids import check_ids
 from t3vis.callbacks.examples import is_readable, text_columns, write_examples, write_vocabulary
-from t3vis.callbacks.gates import GateGradients, own_gradient, shortcomings
+from t3vis.callbacks.gates import GateGradients, shortcomings
 from t3vis.callbacks.heads import layer_attributes
 from t3vis.callbacks.hooks import accepts
 from t3vis.callbacks.processes import on_first_process, wait_for_all
+from t3vis.callbacks.scales import OwnLoss, own_loss
 from t3vis.callbacks.settings import Settings
 from t3vis.callbacks.splits import (
     free_name,
@@ -34,7 +34,7 @@ from t3vis.callbacks.splits import (
     split_name,
     trained_objective,
 )
-from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS, SEQUENCE_TASKS, Task
+from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema
 from t3vis.store.writer import create_run, join_run
@@ -52,12 +52,12 @@ class OpenPass:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Rows of a forward pass whose backward pass is still to come, and the gradient of each own loss at the logits."""
+    """Rows of a forward pass whose backward pass is still to come."""
 
     split: str
     rows: dict[str, Any]
     gradients: GateGradients
-    own: Tensor
+    own: OwnLoss
 
 
 class Session:
@@ -292,10 +292,9 @@ class Session:
             self._writer.count_missing(opened.split, len(batch.ids))
             return
         try:
-            rows, task = self._rows(opened.split, batch, outputs, gradients)
-            if gradients is not None and batch.labels is not None and task in SEQUENCE_TASKS:
-                logits, smoothing = outputs["logits"], label_smoothing(self.trainer)
-                own = own_gradient(task, logits, batch.labels.to(logits.device), smoothing)
+            rows, own = self._rows(opened.split, batch, outputs, gradients)
+            if gradients is not None and own is not None:
+                gradients.own = own
                 self._waiting = Waiting(opened.split, rows, gradients, own)
                 return
         except Exception as error:  # noqa: BLE001  whatever it is, training is not to suffer from it
@@ -343,7 +342,7 @@ class Session:
 
     def _rows(
         self, split: str, batch: Batch, outputs: Any, gradients: GateGradients | None
-    ) -> tuple[dict[str, Any], Task]:
+    ) -> tuple[dict[str, Any], OwnLoss | None]:
         taken = captured(
             batch,
             outputs,
@@ -352,20 +351,21 @@ class Session:
             problem_type=getattr(getattr(self.trainer.model, "config", None), "problem_type", None),
         )
         rows = taken.rows
+        own = own_loss(taken.task, batch, outputs, label_smoothing(self.trainer)) if gradients is not None else None
         check_ids(rows["example"], self._n_examples[split])
         rows["step"] = np.full(len(batch.ids), self.trainer.state.global_step, np.int64)
         shapes = row_shapes(rows)
         if self.is_first(split):
-            self._describe(split, taken, gradients)
+            self._describe(split, taken, gradients, own)
             self._row_shapes[split] = shapes
         self._row_shapes[split] = expected = {**shapes, **self._row_shapes[split]}
         if any(shapes[name] != expected[name] for name in shapes):
             raise RecordingError(f"rows have the shapes {shapes}, those before them had {expected}")
         for name in self._static[split]:
             rows.pop(name, None)
-        return rows, taken.task
+        return rows, own
 
-    def _describe(self, split: str, taken: Captured, gradients: GateGradients | None) -> None:
+    def _describe(self, split: str, taken: Captured, gradients: GateGradients | None, own: OwnLoss | None) -> None:
         """Say in the store what the first micro-batch of a split has shown, and aloud what is not recorded."""
         examples = self.path / split / "examples"
         static = [name for name in ("labels", "targets", "length") if schema.node_exists(examples / name)]
@@ -376,9 +376,8 @@ class Session:
         if self._settings.hidden_states is not None and taken.layers is None:
             takes = accepts(self.trainer.model, "output_hidden_states")
             left_out.append(f"hidden states{'' if takes else ' (its forward takes no output_hidden_states)'}")
-        has_heads = gradients is not None and taken.task in SEQUENCE_TASKS
-        if gradients is not None and not has_heads:
-            left_out.append("head gradients, which are those of one loss from the logits of each example")
+        if gradients is not None and own is None:
+            left_out.append("head gradients (the outputs do not tell how the loss of each example was scaled)")
         if left_out and self._is_first_rank:
             recorded = ", ".join(name for name in taken.rows if name in schema.PASS_ARRAYS and name not in static)
             logger.warning(
@@ -395,7 +394,7 @@ class Session:
             arrays["loss"] = {"loss": LOSS_NAME[taken.task], **trained_objective(self.trainer)}
         if taken.layers is not None:
             arrays["hidden_states"] = {"layers": taken.layers, "pooling": self._settings.pooling_name}
-        if gradients is not None and has_heads:
+        if gradients is not None and own is not None:
             smoothing = label_smoothing(self.trainer)
             loss = LOSS_NAME[taken.task] + (f", with label smoothing {smoothing:g}" if smoothing else "")
             arrays["head_gradients"] = {**layer_attributes(gradients.projections), "loss": loss}

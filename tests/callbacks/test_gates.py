@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t3vis.callbacks.gates import GateGradients, gate_gradients, loss_scales, own_gradient, shortcomings
+from t3vis.callbacks.gates import GateGradients, gate_gradients, shortcomings
 from t3vis.callbacks.heads import Trace, attentions, linear_layers, n_heads
+from t3vis.callbacks.scales import loss_scales, sequence_gradient, token_gradient
 from tests.callbacks.attention_models import attention_model
 
 LOGITS = torch.tensor([[2.0, -1, 0.5], [0.1, 0.2, 0.3], [-3, 1, 4], [9, -9, 0]])
@@ -44,7 +45,7 @@ def arrived(reduced: Any) -> Tensor:
     ids=["mean", "sum", "scaled", "class weights", "one left out", "label smoothing", "a penalty on one"],
 )
 def test_what_a_loss_was_multiplied_by(reduced: Any, expected: list[float | None]) -> None:
-    scales = loss_scales(arrived(reduced), own_gradient("single_label", LOGITS, LABELS))
+    scales = loss_scales(arrived(reduced), sequence_gradient("single_label", LOGITS, LABELS))
     torch.testing.assert_close(
         scales,
         torch.tensor([torch.nan if value is None else value for value in expected]),
@@ -56,28 +57,43 @@ def test_what_a_loss_was_multiplied_by(reduced: Any, expected: list[float | None
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_told_from_another_loss(dtype: torch.dtype) -> None:
-    own = own_gradient("single_label", LOGITS, LABELS)
+    own = sequence_gradient("single_label", LOGITS, LABELS)
     scales = loss_scales((8 * arrived(lambda x: F.cross_entropy(x, LABELS))).to(dtype), own)
     torch.testing.assert_close(scales, torch.full((4,), 2.0), rtol=1e-2, atol=0)
     assert loss_scales(arrived(lambda x: x.square().mean()).to(dtype), own).isnan().all()
 
 
 def test_a_gradient_that_overflowed_is_not_known() -> None:
-    own = own_gradient("single_label", LOGITS, LABELS)
+    own = sequence_gradient("single_label", LOGITS, LABELS)
     gradient = own / 4
     gradient[1] = torch.inf
     assert loss_scales(gradient, own).isnan().tolist() == [False, True, False, False]
 
 
 def test_the_smoothed_loss_has_a_gradient_of_its_own() -> None:
-    own = own_gradient("single_label", LOGITS, LABELS, 0.3)
+    own = sequence_gradient("single_label", LOGITS, LABELS, 0.3)
     scales = loss_scales(arrived(lambda x: F.cross_entropy(x, LABELS, label_smoothing=0.3)), own)
     torch.testing.assert_close(scales, torch.full((4,), 0.25))
 
 
 def test_no_label_no_gradient() -> None:
-    own = own_gradient("single_label", LOGITS, torch.tensor([0, -100, 1, 0]))
+    own = sequence_gradient("single_label", LOGITS, torch.tensor([0, -100, 1, 0]))
     assert own.any(1).tolist() == [True, False, True, True]
+
+
+def test_tokens_are_compared_at_some_that_have_a_label() -> None:
+    """The mean over all labelled tokens of a batch multiplies an example by its share of them."""
+    torch.manual_seed(0)
+    logits, gold = torch.randn(3, 9, 5, requires_grad=True), torch.randint(5, (3, 9))
+    gold[0, 2:], gold[1, ::2], gold[2] = -100, -100, -100
+    F.cross_entropy(logits.flatten(0, 1), gold.flatten()).backward()
+    own = token_gradient(logits, gold)
+    assert own.at is not None
+    assert own.at[:2].tolist() == [[0, 0, 1, 1], [1, 3, 5, 7]]
+    assert own.gradient[2].eq(0).all()
+    assert logits.grad is not None
+    scales = loss_scales(own.rows_of(logits.grad), own.gradient)
+    torch.testing.assert_close(scales, torch.tensor([2 / 6, 4 / 6, torch.nan]), equal_nan=True)
 
 
 def test_rows_of_an_example_stand_together() -> None:

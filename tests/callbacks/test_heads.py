@@ -16,7 +16,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForTokenClassification, Trainer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForTokenClassification,
+    DataCollatorWithFlattening,
+    Trainer,
+)
 from transformers.pytorch_utils import Conv1D
 
 from t3vis import ConfigurationError, RecorderCallback, RecordingError, Run, open_run
@@ -24,7 +31,18 @@ from t3vis.callbacks import gates
 from t3vis.store.reader import Split
 from tests.callbacks.attention_models import ARCHITECTURES, attention_model, images, layers_of, stacked
 from tests.callbacks.test_non_interference import AsksACopy
-from tests.callbacks.tiny import OwnModel, Rows, as_dataset, pad, pad_left, tiny_rows, tiny_trainer
+from tests.callbacks.tiny import (
+    EOS,
+    PAD,
+    VOCABULARY,
+    OwnModel,
+    Rows,
+    as_dataset,
+    pad,
+    pad_left,
+    tiny_rows,
+    tiny_trainer,
+)
 
 
 def recorded(directory: Path, *, recorder: dict[str, Any] | None = None, **trainer: Any) -> Run:
@@ -271,6 +289,51 @@ def test_adapters(tmp_path: Path) -> None:
     check_heads(train, adapted, rows)
 
 
+# Outputs for each token
+
+
+def pad_labels(rows: Rows) -> dict[str, Tensor]:
+    """Collate: labels of each token are padded with what is left out."""
+    width = max(len(row["labels"]) for row in rows)
+    labels = [F.pad(torch.as_tensor(row["labels"]), (0, width - len(row["labels"])), value=-100) for row in rows]
+    return {
+        **pad([{k: row[k] for k in ("input_ids", "attention_mask")} for row in rows]),
+        "labels": torch.stack(labels),
+    }
+
+
+def of_tokens(kind: str) -> Any:
+    """A model with logits for each token."""
+    if kind == "bert":
+        auto: Any = AutoModelForTokenClassification
+    else:
+        auto = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
+    torch.manual_seed(0)
+    tokens = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": 1, "num_labels": 5}
+    return auto.from_config(AutoConfig.for_model(kind, **tokens, **ARCHITECTURES[kind].config))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
+def test_outputs_for_each_token(kind: str, accumulation: int, tmp_path: Path) -> None:
+    """The mean over the tokens of an example, though the Trainer takes that over those of all examples of a step."""
+    rng = np.random.default_rng(0)
+    rows = [{**row, "labels": rng.integers(0, 5, len(row["input_ids"])).tolist()} for row in tiny_rows(10)]
+    rows[4]["labels"][0] = -100
+    model, options = of_tokens(kind), {"data_collator": pad_labels}
+    settings = {"train": as_dataset(rows), "gradient_accumulation_steps": accumulation, "num_train_epochs": 1}
+    check_heads(recorded(tmp_path, model=model, options=options, **settings).train, model, rows, rtol=1e-3)
+
+
+def test_examples_in_one_row_are_not_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in tiny_rows(6)]
+    options = {"data_collator": DataCollatorWithFlattening(return_flash_attn_kwargs=False)}
+    model = of_tokens("llama")
+    train = recorded(tmp_path, model=model, train=as_dataset(rows), options=options, num_train_epochs=1).train
+    assert "head_gradients" not in train.arrays
+    assert said_once(caplog, "recorded for 0 attentions of LlamaForCausalLM, not for model.layers.0.self_attn")
+
+
 # What cannot be known is said
 
 
@@ -445,27 +508,6 @@ def test_resumption(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run.zarr")
     assert len(run.epochs) == 2
     check_heads(run.train, model, rows)
-
-
-def test_tokens_have_no_loss_of_one_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of a model with logits for each token the rest is recorded."""
-    rows = [{**row, "labels": [1] * len(row["input_ids"])} for row in tiny_rows(6)]
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("bert", **ARCHITECTURES["bert"].config, vocab_size=60, num_labels=3)
-    model = AutoModelForTokenClassification.from_config(config)
-    run = recorded(tmp_path, model=model, train=as_dataset(rows), options={"data_collator": pad_labels})
-    assert "head_gradients" not in run.train.arrays
-    assert said_once(caplog, "head gradients, which are those of one loss from the logits of each example")
-
-
-def pad_labels(rows: Rows) -> dict[str, Tensor]:
-    """Collate: labels of each token are padded with what is left out."""
-    width = max(len(row["labels"]) for row in rows)
-    labels = [F.pad(torch.as_tensor(row["labels"]), (0, width - len(row["labels"])), value=-100) for row in rows]
-    return {
-        **pad([{k: row[k] for k in ("input_ids", "attention_mask")} for row in rows]),
-        "labels": torch.stack(labels),
-    }
 
 
 def test_the_page_names_every_architecture_and_test() -> None:
