@@ -1,14 +1,22 @@
-"""Tiny models of many architectures, and the output projections of their attentions, written down by hand."""
+"""Tiny models of many architectures, their output projections, and the oracle: the gradients of these weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers.pytorch_utils import Conv1D
 
-from tests.callbacks.tiny import EOS, N_CLASSES, PAD, VOCABULARY, Rows
+from t3vis import RecorderCallback, Run, open_run
+from t3vis.store.reader import Split
+from tests.callbacks.tiny import EOS, N_CLASSES, PAD, VOCABULARY, Rows, tiny_trainer
 
 _BASE = {
     "hidden_size": 16,
@@ -162,3 +170,55 @@ def images(n_examples: int) -> Rows:
 def stacked(rows: Rows) -> dict[str, torch.Tensor]:
     """Collate images."""
     return {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in ("pixel_values", "labels")}
+
+
+def recorded(directory: Path, *, recorder: dict[str, Any] | None = None, **trainer: Any) -> Run:
+    """Train with the recorder, and open what it recorded."""
+    callback = RecorderCallback(directory / "run.zarr", heads=True, **(recorder or {}))
+    tiny_trainer(directory / "out", callback, **trainer).train()
+    return open_run(directory / "run.zarr")
+
+
+def said_once(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return sum(text in message for message in caplog.messages) == 1
+
+
+# The oracle
+
+
+def per_head(module: Any, n_heads: int) -> NDArray[np.float64]:
+    """Sum of W * dL/dW over the columns of an output projection that read each head."""
+    products = (module.weight * module.weight.grad).detach().double()
+    columns = products.sum(1) if isinstance(module, Conv1D) else products.sum(0)
+    return columns.reshape(n_heads, -1).sum(1).numpy()
+
+
+def by_weights(model: Any, row: dict[str, Any], modules: list[str], n_heads: list[int]) -> list[NDArray[np.float64]]:
+    """What each module's weights say of one example by itself: its own loss, unpadded, no recorder."""
+    inputs = {k: torch.as_tensor(row[k])[None] for k in ("input_ids", "attention_mask", "pixel_values") if k in row}
+    model.train()
+    model.zero_grad()
+    model(**inputs, labels=torch.as_tensor([row["labels"]])).loss.backward()
+    found = [per_head(model.get_submodule(name), n) for name, n in zip(modules, n_heads, strict=True)]
+    model.zero_grad()
+    return found
+
+
+def check_heads(split: Split, model: Any, rows: Rows, *, rtol: float = 1e-4, unknown: Sequence[str] = ()) -> None:
+    """Every gate gradient is what the weights say, in every epoch; a module of several layers holds their sum."""
+    said = split.attributes["arrays"]["head_gradients"]
+    modules, n_heads = said["modules"], said["n_heads"]
+    values = split.head_gradients[:]
+    assert values.shape == (len(split.passes), len(modules), len(rows), max(n_heads))
+    for i, row in enumerate(rows):
+        for name, expected in zip(modules, by_weights(model, row, modules, n_heads), strict=True):
+            layers = [layer for layer, module in enumerate(modules) if module == name]
+            found = values[:, layers, i]
+            assert np.isnan(found[..., len(expected) :]).all()
+            if name in unknown:
+                assert np.isnan(found).all()
+                continue
+            scale = np.abs(expected).max()
+            assert scale > 1e-7, f"{name} does not matter to example {i}"
+            for epoch in found[..., : len(expected)].sum(1):
+                np.testing.assert_allclose(epoch, expected, rtol=rtol, atol=rtol * scale, err_msg=f"{name}, {i}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from t3vis import RecorderCallback, open_run
-from tests.callbacks.test_heads import check_heads
+from tests.callbacks.attention_models import check_heads
 from tests.callbacks.tiny import check_pass, tiny_model, tiny_rows, tiny_trainer
 
 
