@@ -17,7 +17,7 @@ from transformers import Trainer
 from t3vis import ConfigurationError, RecorderCallback, RecordingError, open_run
 from t3vis.callbacks import gates
 from tests.callbacks.attention_models import attention_model, by_weights, check_heads, layers_of, recorded, said_once
-from tests.callbacks.test_non_interference import AsksACopy
+from tests.callbacks.test_models import AsksACopy
 from tests.callbacks.tiny import as_dataset, pad_left, tiny_rows, tiny_trainer
 
 # Settings of the training, with a learning rate of 0
