@@ -72,13 +72,18 @@ class GateGradients:
             return
 
         def read(gradients: tuple[Any, ...]) -> None:
-            if gradients[output] is None:
-                return
-            self._is_whole = self.own is None
-            found = gradients[output].detach() if self.own is None else self.own.rows_of(gradients[output].detach())
-            self._at_logits = found if self._at_logits is None else self._at_logits + found
+            try:
+                if gradients[output] is not None:
+                    self._add_at_logits(gradients[output].detach())
+            except Exception as error:  # noqa: BLE001  as above
+                self.error = error
 
         node.register_prehook(read)
+
+    def _add_at_logits(self, gradient: Tensor) -> None:
+        self._is_whole = self.own is None
+        found = gradient if self.own is None else self.own.rows_of(gradient)
+        self._at_logits = found if self._at_logits is None else self._at_logits + found
 
     @property
     def unread(self) -> list[str]:

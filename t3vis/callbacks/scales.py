@@ -113,17 +113,22 @@ def loss_scales(arrived: Tensor, own: Tensor) -> Tensor:
     >>> loss_scales(torch.stack([own[0] / 4, own[1].flip(0)]), own)
     tensor([0.2500,    nan])
     """
-    arrived, own = arrived.flatten(1), own.flatten(1).float()
-    of_all = _multiples(arrived.reshape(1, -1), own.reshape(1, -1))
-    return torch.where(of_all.isnan(), _multiples(arrived, own), of_all)
+    a, b = arrived.flatten(1), own.flatten(1).float()
+    common, each = _factors(a.reshape(1, -1), b.reshape(1, -1)), _factors(a, b)
+    scales = torch.where(_explains(common, a, b), common, each.where(_explains(each, a, b), torch.nan))
+    return scales.where(scales != 0, torch.nan)
 
 
-def _multiples(a: Tensor, b: Tensor) -> Tensor:
-    """For each row the factor that makes ``b`` the row of ``a``, within the precision of ``a``; NaN if none does."""
+def _factors(a: Tensor, b: Tensor) -> Tensor:
+    """For each row the factor that brings ``b`` closest to ``a``."""
+    size = b.abs().amax(1, keepdim=True).clamp(min=torch.finfo(b.dtype).tiny)  # squares of small numbers are zero
+    b = b / size
+    return (a.float() * b).sum(1) / (b * b).sum(1) / size[:, 0]
+
+
+def _explains(factor: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Whether each row of ``b`` times the factor is that of ``a``, within the precision of ``a``."""
     tolerance = _TOLERANCE if torch.finfo(a.dtype).bits >= 32 else _HALF_TOLERANCE
-    a, size = a.float(), b.abs().amax(1).clamp(min=torch.finfo(b.dtype).tiny)
-    b = b / size[:, None]
-    factor = (a * b).sum(1) / (b * b).sum(1)
-    rest = (a - factor[:, None] * b).norm(dim=1)
-    rounding = _ROUNDING * b.shape[1] ** 0.5 * factor.abs() / size
-    return (factor / size).where((rest <= tolerance * a.norm(dim=1) + rounding) & (factor != 0), torch.nan)
+    rounding = _ROUNDING * b.shape[1] ** 0.5 * factor.abs()
+    is_close: Tensor = (a.float() - factor[:, None] * b).norm(dim=1) <= tolerance * a.float().norm(dim=1) + rounding
+    return is_close
