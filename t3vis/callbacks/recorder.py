@@ -15,7 +15,7 @@ from t3vis.callbacks.attachment import Attachment, calling_trainer
 from t3vis.callbacks.capture import Batch, Capture, Layers, Pooling
 from t3vis.callbacks.example_ids import check_identity, instrument, is_instrumented, source_dataset, take_ids
 from t3vis.callbacks.examples import TextColumns
-from t3vis.callbacks.processes import on_first_process
+from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
 from t3vis.errors import ConfigurationError, RecordingError
@@ -294,6 +294,7 @@ class RecorderCallback(TrainerCallback):
             )
         if self._session is not None:
             self._session.finish()  # a restart with a smaller batch: nothing may be sealed behind its back
+            wait_for_all(self._trainer)  # the run is not gone on with while another process still writes it
         self._unhook()
         if self._has_trained and start_step == 0:
             self.path = on_first_process(self._trainer, lambda: _free_path(self._first_path))

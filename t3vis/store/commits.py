@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t3vis.store import schema, segments
+from t3vis.store.buffer import Column
 from t3vis.store.layout import segment_rows
-from t3vis.store.sealed import SealedArray, open_sealed
+from t3vis.store.sealed import SealedArray, open_sealed, ragged_rows
 
-_COVERAGE = ("pass", "n_examples", "n_seen", "n_repeated", "n_never", "first_step", "last_step")
+_COUNTED = ("pass", "n_examples", "n_seen", "n_repeated", "n_never", "first_step", "last_step", "checksums")
 
 
 def committed_passes(split: Path) -> list[int]:
@@ -43,7 +44,7 @@ def commit_of(split: Path, index: int) -> dict[str, Any]:
 
 def writer_said(manifest: dict[str, Any]) -> dict[str, Any]:
     """What the writer said of the pass, without what was counted when it was sealed."""
-    return {key: value for key, value in manifest.items() if key not in _COVERAGE}
+    return {key: value for key, value in manifest.items() if key not in _COUNTED}
 
 
 def complete_passes(run: Path) -> list[str]:
@@ -68,29 +69,41 @@ def drop_commit(split: Path, index: int) -> None:
 
 def remove_shards(split: Path, index: int) -> None:
     """Delete the sealed rows of a pass that is not committed."""
-    for name in schema.PASS_ARRAYS:
+    for name in schema.STORED_ARRAYS:
         shutil.rmtree(split / name / "c" / str(index), ignore_errors=True)
 
 
-def sealed_rows(split: Path, index: int) -> Iterator[dict[str, NDArray[Any]]]:
+def sealed_rows(split: Path, index: int) -> Iterator[dict[str, Column]]:
     """Rows of a sealed pass that were seen, in the dimensions of segments and of their size."""
     arrays = {
-        key: open_sealed(split / key, 1 + len(spec.leading))
-        for key, spec in schema.PASS_ARRAYS.items()
-        if schema.node_exists(split / key)
+        name: open_sealed(split / name, spec.row_axis)
+        for name, spec in schema.STORED_ARRAYS.items()
+        if schema.node_exists(split / name) and schema.read_metadata(split / name)["shape"][0] > index
     }
     if "step" not in arrays:
         return
     steps = arrays["step"].read_all((index,))
     kept = np.flatnonzero(steps >= 0)
-    n_bytes = sum(
-        array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64)) // max(array.shape[array.row_axis], 1)
-        for array in arrays.values()
-    )
+    n_bytes = sum(_bytes_per_example(name, array, len(steps)) for name, array in arrays.items())
     n_rows = segment_rows(max(n_bytes, 1), None)
     for start in range(0, len(kept), n_rows):
         ids = kept[start : start + n_rows]
-        yield {"example": ids, **{key: _as_in_segment(array, index, ids) for key, array in arrays.items()}}
+        rows: dict[str, Column] = {"example": ids}
+        for name, spec in schema.PASS_ARRAYS.items():
+            if spec.parts[0].name in arrays:
+                stored = [arrays[part.name] for part in spec.parts]
+                if spec.is_ragged:
+                    rows[name] = ragged_rows(stored[0], stored[1], index, ids)
+                else:
+                    rows[name] = _as_in_segment(stored[0], index, ids)
+        yield rows
+
+
+def _bytes_per_example(name: str, array: SealedArray, n_examples: int) -> int:
+    n_values = int(np.prod(array.shape[1:], dtype=np.int64)) // max(array.n_rows, 1)
+    if schema.STORED_ARRAYS[name].rows == "value":
+        n_values = -(-array.n_rows // max(n_examples, 1))
+    return array.dtype.itemsize * n_values
 
 
 def _as_in_segment(array: SealedArray, index: int, ids: NDArray[np.int64]) -> NDArray[Any]:

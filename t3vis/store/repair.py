@@ -95,7 +95,7 @@ def _remove(path: Path) -> Iterator[Path]:
             if not counts:
                 example.unlink(missing_ok=True)  # first, so that the segment is never seen in part
                 yield _without(segment)
-        for array in schema.PASS_ARRAYS:
+        for array in schema.STORED_ARRAYS:
             for shards in (split / array / "c").glob("*"):
                 if shards.name.isdecimal() and int(shards.name) not in committed:
                     yield _without(shards)

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t3vis.errors import StoreError
+from t3vis.store.checksums import checksum_of
 from t3vis.store.layout import RowLayout
 
 Buffer = bytes | memoryview
@@ -52,6 +53,11 @@ def write_shard(path: Path, chunks: Sequence[Buffer | None]) -> None:
     OSError
         If the disk refuses; the path is attached as a note and nothing is left behind under the final name.
     """
+    write_file(path, _content(chunks))
+
+
+def _content(chunks: Sequence[Buffer | None]) -> list[Buffer]:
+    """What a shard of these chunks consists of: the chunks, their index and its checksum."""
     index = np.full((len(chunks), 2), _MISSING, "<u8")
     offset = 0
     for i, chunk in enumerate(chunks):
@@ -60,7 +66,7 @@ def write_shard(path: Path, chunks: Sequence[Buffer | None]) -> None:
             offset += len(chunk)
     index_bytes = index.tobytes()
     checksum = google_crc32c.value(index_bytes).to_bytes(4, "little")
-    write_file(path, [*(chunk for chunk in chunks if chunk is not None), index_bytes, checksum])
+    return [*(chunk for chunk in chunks if chunk is not None), index_bytes, checksum]
 
 
 def write_file(path: Path, buffers: Sequence[Buffer]) -> None:
@@ -111,7 +117,7 @@ def write_rows(
     fill: float | int,
     codec: Codec | None = None,
     first_shard: int = 0,
-) -> None:
+) -> dict[Path, int]:
     """Write rows of one leading index (an epoch and a layer, say) as shards.
 
     Parameters
@@ -122,6 +128,10 @@ def write_rows(
         Encodes the bytes of one chunk; none leaves them as they are.
     first_shard
         Number of the shard that the first of the rows begins.
+
+    Returns
+    -------
+    The crc32c of each file.
     """
     shards = range(-(-len(rows) // layout.shard_rows))
     paths = [shard_path(array, leading, first_shard + shard, rows.ndim - 1) for shard in shards]
@@ -130,18 +140,25 @@ def write_rows(
         for shard in shards
     )
     if codec is None:
-        for path, chunks in zip(paths, plain, strict=True):
-            write_shard(path, _with_missing(chunks, layout))
-        return
+        return {
+            path: _write_checked(path, _with_missing(chunks, layout)) for path, chunks in zip(paths, plain, strict=True)
+        }
     with ThreadPoolExecutor(_N_ENCODERS, thread_name_prefix="t3vis-encoder") as pool:
-        writing: Future[None] | None = None
+        writing: dict[Path, Future[int]] = {}
+        last: Future[int] | None = None
         for path, chunks in zip(paths, plain, strict=True):
             encoded = list(pool.map(codec, chunks))  # while the shard before is being written
-            if writing is not None:
-                writing.result()
-            writing = pool.submit(write_shard, path, _with_missing(encoded, layout))
-        if writing is not None:
-            writing.result()
+            if last is not None:
+                last.result()
+            last = writing[path] = pool.submit(_write_checked, path, _with_missing(encoded, layout))
+        return {path: future.result() for path, future in writing.items()}
+
+
+def _write_checked(path: Path, chunks: Sequence[Buffer | None]) -> int:
+    """Write one shard; returns the crc32c of the file."""
+    content = _content(chunks)
+    write_file(path, content)
+    return checksum_of(content)
 
 
 def _with_missing(chunks: Sequence[Buffer], layout: RowLayout) -> list[Buffer | None]:

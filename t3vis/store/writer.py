@@ -18,7 +18,7 @@ import numpy as np
 
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema, segments
-from t3vis.store.buffer import Buffer, Rows, n_rows_of, row_shape
+from t3vis.store.buffer import Buffer, Column, Rows, chosen_rows, n_rows_of, row_shape
 from t3vis.store.codecs import rounded
 from t3vis.store.commits import (
     commit_of,
@@ -29,8 +29,9 @@ from t3vis.store.commits import (
     sealed_rows,
     writer_said,
 )
-from t3vis.store.liveness import WriterMark
+from t3vis.store.liveness import WriterMark, has_other_writers
 from t3vis.store.options import StorageOptions
+from t3vis.store.ragged import Ragged
 from t3vis.store.seal import remove_sealed_segments
 from t3vis.store.sealer import Sealer
 from t3vis.store.segments import split_names
@@ -209,20 +210,22 @@ class RunWriter:
         buffer = self._buffers[name]
         segment = f"{schema.pass_name(buffer.index)}_s{buffer.sequence:06d}"
         path = self.path / name / "segments" / schema.rank_name(self.attempt, self.rank) / segment
+        rows = buffer.filled()
+        steps = np.asarray(rows["step"])
         attributes = {
             "pass": buffer.index,
             "attempt": self.attempt,
             "rank": self.rank,
             "sequence": buffer.sequence,
             "n_rows": buffer.n_rows,
-            "first_step": int(buffer.filled()["step"].min()),
-            "last_step": int(buffer.filled()["step"].max()),
+            "first_step": int(steps.min()),
+            "last_step": int(steps.max()),
             "of_pass": buffer.of_pass,
         }
         buffer.sequence += 1
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="t3vis-writer")
-        writing = self._thread.submit(self._write_segment, path, buffer.filled(), attributes)
+        writing = self._thread.submit(self._write_segment, path, rows, attributes)
         self._writing.append((name, buffer.n_rows, writing))
         buffer.turn(writing)
 
@@ -231,7 +234,10 @@ class RunWriter:
         try:
             if not schema.node_exists(path.parent):
                 schema.write_metadata(path.parent, schema.group_metadata())
-            stored = {name: rounded(self._options.compression, name, array) for name, array in rows.items()}
+            stored: dict[str, Column] = {
+                name: column if isinstance(column, Ragged) else rounded(self._options.compression, name, column)
+                for name, column in rows.items()
+            }
             durable_in = self.path if self._options.durability == "fsync" else None
             segments.write_segment(path, stored, attributes, durable_in=durable_in)
         except OSError:
@@ -299,9 +305,10 @@ class RunWriter:
         first = max([*taken, buffer.sequence - 1], default=-1) + 1
         for sequence, rows in enumerate(sealed_rows(split, index), first):
             buffer.sequence = sequence + 1
+            ids, steps = np.asarray(rows["example"]), np.asarray(rows["step"])
             for window in lineage:
-                chosen = (rows["step"] >= window.start) & (rows["step"] < window.stop)
-                chosen &= ~segments.holds(split, index, window.attempt, rows["example"], rows["step"])
+                chosen = (steps >= window.start) & (steps < window.stop)
+                chosen &= ~segments.holds(split, index, window.attempt, ids, steps)
                 if not chosen.any():
                     continue
                 folder = split / "segments" / schema.rank_name(window.attempt, 0)
@@ -311,13 +318,11 @@ class RunWriter:
                     "rank": 0,
                     "sequence": sequence,
                     "n_rows": int(chosen.sum()),
-                    "first_step": int(rows["step"][chosen].min()),
-                    "last_step": int(rows["step"][chosen].max()),
+                    "first_step": int(steps[chosen].min()),
+                    "last_step": int(steps[chosen].max()),
                     "of_pass": of_pass,
                 }
-                part = {
-                    key: np.compress(chosen, array, len(schema.spec_of(key).leading)) for key, array in rows.items()
-                }
+                part = {key: chosen_rows(key, column, chosen) for key, column in rows.items()}
                 self._write_segment(folder / f"{schema.pass_name(index)}_s{sequence:06d}", part, attributes)
         drop_commit(split, index)
 
@@ -370,7 +375,7 @@ class RunWriter:
 
     def _check_ids(self, name: str, rows: Rows) -> None:
         """Refuse ids that no example has: one of them would make the whole pass unreadable."""
-        ids = rows["example"]
+        ids = np.asarray(rows["example"])
         n_examples = self._buffers[name].n_examples
         limit = np.iinfo(np.int64).max if n_examples is None else n_examples
         if len(ids) and (ids.min() < 0 or ids.max() >= limit):
@@ -454,12 +459,14 @@ def create_run(
     Raises
     ------
     ConfigurationError
-        If something is there and neither was asked for, if it is no run, or if the path cannot be written.
+        If something is there and neither was asked for, if it is no run, if another process is writing it, or if
+        the path cannot be written.
     """
     _check_target(path, resume=resume, overwrite=overwrite)
     try:
-        if overwrite and path.exists():
-            with locked(path):
+        if overwrite and schema.node_exists(path):
+            with locked(path):  # a sealer may have outlived the trainer that started it
+                _check_unwritten(path)
                 shutil.rmtree(path)
         if not schema.node_exists(path):
             own = {"format": schema.FORMAT, "version": schema.FORMAT_VERSION, "created": _now()}
@@ -467,7 +474,8 @@ def create_run(
             schema.write_metadata(path, schema.group_metadata({"t3vis": own, "storage": storage, **attributes}))
         if not schema.node_exists(path / "attempts"):
             schema.write_metadata(path / "attempts", schema.group_metadata())
-        with locked(path):  # a sealer may have outlived the trainer that started it
+        with locked(path):
+            _check_unwritten(path)
             attempt = max((known["attempt"] for known in segments.attempts(path)), default=-1) + 1
             parent = None if start_step is None else segments.parent_of(path, start_step)
             writer = RunWriter(path, attempt=attempt, rank=0, start_step=start_step, parent=parent)
@@ -482,11 +490,29 @@ def create_run(
 
 
 def join_run(path: Path, *, rank: int) -> RunWriter:
-    """Join, as another process, the attempt that rank 0 has started."""
+    """Join, as another process, the attempt that rank 0 has started.
+
+    Raises
+    ------
+    ConfigurationError
+        If this process does not see that attempt.
+    """
+    if not any(attempt["rank"] == 0 and attempt["finished"] is None for attempt in segments.attempts(path)):
+        raise ConfigurationError(
+            f"process {rank} finds no run at {path} that process 0 has begun; choose a path on a disk that all "
+            "processes of the training see."
+        )
     latest = max(segments.attempts(path), key=lambda attributes: attributes["attempt"])
     return RunWriter(
         path, attempt=latest["attempt"], rank=rank, start_step=latest["start_step"], parent=latest["parent"]
     )
+
+
+def _check_unwritten(path: Path) -> None:
+    if has_other_writers(path):
+        raise ConfigurationError(
+            f"{path} is being written by another process; wait until it has ended, or record to another path."
+        )
 
 
 def _check_target(path: Path, *, resume: bool, overwrite: bool) -> None:
