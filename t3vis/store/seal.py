@@ -15,7 +15,7 @@ import numpy as np
 
 from t3vis.store import schema, segments
 from t3vis.store.codecs import codec_metadata, encoder
-from t3vis.store.commits import commit_of, remove_shards
+from t3vis.store.commits import commit_of, lineage_of, lineage_within, remove_shards
 from t3vis.store.durable import sync_tree
 from t3vis.store.layout import row_layout
 from t3vis.store.options import StorageOptions
@@ -45,6 +45,9 @@ def seal_pass(run: Path, split_name: str, index: int) -> dict[str, Any]:
     for name, row_shape in shapes.items():
         _seal_array(split, kind, index, merged, name, row_shape, attributes, options)
     manifest = {"pass": index, **merged.of_pass(), **merged.coverage()}
+    if kind == "train":
+        windows = lineage_within(segments.lineage(run), manifest)
+        manifest["lineage"] = [[window.attempt, window.start, window.stop] for window in windows]
     if options.durability == "fsync":
         for name in shapes:
             sync_tree(split / name / "c" / str(index), run)
@@ -107,7 +110,7 @@ def remove_sealed_segments(run: Path, split_name: str, *, before: int | None = N
     for index in segments.passes_with_remains(split):
         committed = schema.node_exists(split / "commits" / schema.pass_name(index))
         if committed and (before is None or index < before):
-            segments.remove_sealed(split, index, lineage)
+            segments.remove_sealed(split, index, lineage_of(commit_of(split, index), lineage))
 
 
 def main(arguments: list[str]) -> None:
