@@ -195,10 +195,15 @@ class RecorderCallback(TrainerCallback):
 
     def _around_train(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            return original(*args, **kwargs)
-        finally:
-            if self._training or self._detaching:  # an exception or Ctrl-C: there was no on_train_end
-                self._end_training()
+            result = original(*args, **kwargs)
+        except BaseException as error:
+            try:
+                self._end_without_event()
+            except RecordingError as later:  # it must not stand in front of what stopped the training
+                error.add_note(f"and when training ended: {later}")
+            raise
+        self._end_without_event()
+        return result
 
     def _around_get_eval_dataloader(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Note on the loader which dataset the user gave; the Trainer takes columns off it."""
@@ -359,6 +364,11 @@ class RecorderCallback(TrainerCallback):
         self._unhook()
         if self._session is not None:
             self._session.finish()
+
+    def _end_without_event(self) -> None:
+        """After an exception or Ctrl-C, or where the callback was taken off, there was no ``on_train_end``."""
+        if self._training or self._detaching:
+            self._end_training()
 
     def _end_training(self) -> None:
         self._stop()

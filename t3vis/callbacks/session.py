@@ -351,7 +351,7 @@ class Session:
                 "store, further failures are not reported. Pass on_error='raise' to stop instead.",
                 self.path,
                 type(error).__name__,
-                error,
+                str(error).removesuffix("."),
             )
 
     @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from t3vis.store.buffer import Column
 from t3vis.store.layout import segment_rows
 from t3vis.store.sealed import SealedArray, open_sealed, ragged_rows
 
-_COUNTED = ("pass", "n_examples", "n_seen", "n_repeated", "n_never", "first_step", "last_step", "checksums")
+_COUNTED = ("pass", "n_examples", "n_seen", "n_repeated", "n_never", "first_step", "last_step")
+_OF_ROWS = (*_COUNTED, "lineage", "checksums")
 
 
 def committed_passes(split: Path) -> list[int]:
@@ -43,8 +44,21 @@ def commit_of(split: Path, index: int) -> dict[str, Any]:
 
 
 def writer_said(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What the writer said of the pass, without what was counted when it was sealed."""
-    return {key: value for key, value in manifest.items() if key not in _COUNTED}
+    """What the writer said of the pass, without what the manifest says of the rows that were sealed."""
+    return {key: value for key, value in manifest.items() if key not in _OF_ROWS}
+
+
+def lineage_within(lineage: Sequence[segments.Window], manifest: dict[str, Any]) -> list[segments.Window]:
+    """What of a lineage lies within the steps of a sealed pass."""
+    windows = (window.within(manifest["first_step"], manifest["last_step"]) for window in lineage)
+    return [window for window in windows if window is not None]
+
+
+def lineage_of(manifest: dict[str, Any], otherwise: Sequence[segments.Window]) -> list[segments.Window]:
+    """The attempts that the rows of a sealed training pass are of; ``otherwise`` where the manifest does not say."""
+    if "lineage" in manifest:
+        return [segments.Window(*window) for window in manifest["lineage"]]
+    return lineage_within(otherwise, manifest)
 
 
 def complete_passes(run: Path) -> list[str]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from t3vis.errors import StoreError
 from t3vis.store import schema, segments
 from t3vis.store.codecs import codec_metadata, compression_of, encoder
-from t3vis.store.commits import commit_of, remove_shards
+from t3vis.store.commits import commit_of, lineage_of, lineage_within, remove_shards
 from t3vis.store.durable import sync_file, sync_tree
 from t3vis.store.layout import row_layout
 from t3vis.store.options import StorageOptions
@@ -61,6 +61,9 @@ def seal_pass(run: Path, split_name: str, index: int) -> dict[str, Any]:
                 sync_tree(split / spec.name / "c" / str(index), run)
                 sync_file(split / spec.name / "zarr.json")
     manifest = {"pass": index, **merged.of_pass(), **merged.coverage(), "checksums": checksums}
+    if attributes["kind"] == "train":
+        windows = lineage_within(segments.lineage(run), manifest)
+        manifest["lineage"] = [[window.attempt, window.start, window.stop] for window in windows]
     schema.write_metadata(commit, schema.group_metadata(manifest))
     if options.durability == "fsync":
         sync_tree(commit, run)
@@ -152,7 +155,7 @@ def remove_sealed_segments(run: Path, split_name: str, *, before: int | None = N
     for index in segments.passes_with_remains(split):
         committed = schema.node_exists(split / "commits" / schema.pass_name(index))
         if committed and (before is None or index < before):
-            segments.remove_sealed(split, index, lineage)
+            segments.remove_sealed(split, index, lineage_of(commit_of(split, index), lineage))
 
 
 def main(arguments: list[str]) -> None:

@@ -233,12 +233,22 @@ def holds(
     return held
 
 
-def remove_sealed(split: Path, index: int, lineage: Sequence[Window]) -> None:
+def remove_sealed(split: Path, index: int, lineage: Sequence[Window]) -> list[Path]:
     """Delete the segments of a sealed pass whose rows are in the sealed arrays, and what dead processes left.
 
     Segments with rows that are superseded, and so nowhere else, stay: a later attempt may go on from a checkpoint
     after them.
+
+    Parameters
+    ----------
+    lineage
+        The attempts that the rows of the sealed pass are of; see ``commits.lineage_of``.
+
+    Returns
+    -------
+    The segments that are gone.
     """
+    removed = []
     windows = {window.attempt: window for window in lineage}
     for path in split.glob(f"segments/*/{schema.pass_name(index)}_*"):
         if _is_complete(path) and split.name == "train":
@@ -247,6 +257,16 @@ def remove_sealed(split: Path, index: int, lineage: Sequence[Window]) -> None:
             if window is None or attributes.get("last_step", -1) >= window.stop:
                 continue
         _remove(path)
+        removed.append(path)
+    return removed
+
+
+def remove_unfinished(split: Path) -> list[Path]:
+    """Delete what processes that died have left of segments; returns what is gone."""
+    unfinished = [path for path in split.glob("segments/*/p*_*") if not _is_complete(path)]
+    for path in unfinished:
+        _remove(path)
+    return unfinished
 
 
 @dataclass(frozen=True)
@@ -438,6 +458,11 @@ class Window:
     attempt: int
     start: int
     stop: int
+
+    def within(self, first_step: int, last_step: int) -> Window | None:
+        """What of it lies between two steps, both included; ``None`` if that is nothing."""
+        start, stop = max(self.start, first_step), min(self.stop, last_step + 1)
+        return Window(self.attempt, start, stop) if start < stop else None
 
 
 def lineage(run: Path, *, before: int | None = None) -> list[Window]:

@@ -25,6 +25,8 @@ from t3vis.store.commits import (
     committed_passes,
     complete_passes,
     drop_commit,
+    lineage_of,
+    lineage_within,
     locked,
     sealed_rows,
     writer_said,
@@ -273,20 +275,21 @@ class RunWriter:
     # Resuming
 
     def rewind(self, start_step: int) -> None:
-        """Take back what the attempts before this one recorded of steps that this one takes again.
+        """Take back what was recorded of steps that this attempt takes again, or that its weights did not come through.
 
         Rows of training steps are set aside, not deleted: a later attempt may go on from a checkpoint after them.
         """
-        before = segments.lineage(self.path, before=self.attempt)
+        before, now = segments.lineage(self.path, before=self.attempt), segments.lineage(self.path)
         for name in split_names(self.path):
             split = self.path / name
             is_train = schema.read_metadata(split)["attributes"]["kind"] == "train"
             for index in committed_passes(split):
-                segments.remove_sealed(split, index, before)
-                last_step = commit_of(split, index)["last_step"]
-                if is_train and last_step >= start_step:
+                manifest = commit_of(split, index)
+                sealed = lineage_of(manifest, before)
+                segments.remove_sealed(split, index, sealed)
+                if is_train and sealed != lineage_within(now, manifest):
                     self._reopen(name, index, before)
-                elif not is_train and last_step > start_step:
+                elif not is_train and manifest["last_step"] > start_step:
                     drop_commit(split, index)
             for index in [] if is_train else segments.unsealed_passes(split):
                 found = segments.list_segments(split, index)
@@ -296,10 +299,11 @@ class RunWriter:
     def _reopen(self, name: str, index: int, lineage: Sequence[segments.Window]) -> None:
         """Turn the rows of a sealed pass into segments of the attempts that recorded them, then take its commit back.
 
-        ``lineage`` tells these attempts by the steps of the rows.
+        The manifest tells these attempts by the steps of the rows, or ``lineage`` where it does not.
         """
         split = self.path / name
-        of_pass = writer_said(commit_of(split, index))
+        manifest = commit_of(split, index)
+        of_pass, lineage = writer_said(manifest), lineage_of(manifest, lineage)
         taken = [segment.sequence for segment in segments.list_segments(split, index)]
         buffer = self._buffer(name)
         first = max([*taken, buffer.sequence - 1], default=-1) + 1

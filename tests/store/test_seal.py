@@ -46,6 +46,7 @@ def test_the_manifest_says_what_was_covered(tmp_path):
         "n_never": 1,
         "first_step": 2,
         "last_step": 3,
+        "lineage": [[0, 2, 4]],
     }
     assert committed_passes(tmp_path / "train") == [1]
 
