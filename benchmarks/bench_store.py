@@ -38,7 +38,7 @@ from rounds import MB, Report, Scratch, Task, cpu_ratio, environment, equal, int
 
 from t3vis.store import seal
 from t3vis.store.codecs import bitrounded, encoder
-from t3vis.store.commits import drop_commit
+from t3vis.store.commits import committed_passes, drop_commit
 from t3vis.store.layout import RowLayout, row_layout
 from t3vis.store.reader import open_run
 from t3vis.store.sealed import SealedArray
@@ -76,12 +76,12 @@ def main() -> None:
         print(f"{n_rounds} rounds, {N_THREADS} threads; best is the fastest round, the rest are medians")
         others, missing = available()
         print(f"missing, so not timed: {', '.join(missing)}" if missing else "every format is there")
+        run = recorded(scratch.fresh(), batches_of(states), n_rows)
+        training_step(run, n_rounds, report)
         logging(scratch, states, n_rounds, report)
         writing(scratch, states[:N_LAYERS_WRITTEN], others, n_rounds, report)
-        run = recorded(scratch.fresh(), batches_of(states), n_rows)
-        reading(scratch, run, states, others, n_rounds, report)
         compression(scratch, states[LAYER], n_rounds, report)
-        training_step(run, n_rounds, report)
+        reading(scratch, run, states, others, n_rounds, report)
         del states
         memory(scratch, (10_000, 100_000 if options.quick else 1_000_000), report)
     report.summary()
@@ -278,8 +278,7 @@ def read_layer(opened: Opened, _: Any) -> NDArray[Any]:
 def reading(
     scratch: Scratch, run: Path, states: NDArray[np.float16], others: dict[str, Format], n_rounds: int, report: Report
 ) -> None:
-    """One layer in full, single rows and many rows."""
-    seal.seal_pass(run, "train", 0)
+    """One layer in full, single rows and many rows, of a run that is sealed."""
     found, layer = open_run(run).train.hidden_states, states[LAYER]
     folder = scratch.fresh()
     np.save(folder / "layer.npy", layer)
@@ -341,7 +340,7 @@ def training_step(run: Path, n_rounds: int, report: Report) -> None:
     layer = torch.nn.TransformerEncoderLayer(HIDDEN, 12, 4 * HIDDEN, batch_first=True)
     model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     optimizer = torch.optim.AdamW(model.parameters())
-    batch = torch.randn(BATCH, 24, HIDDEN)
+    batch = torch.randn(8, 24, HIDDEN)
     sealer = Sealer(run)
 
     def step() -> float:
@@ -355,7 +354,8 @@ def training_step(run: Path, n_rounds: int, report: Report) -> None:
         step()
     ratios, alone, n_steps = [], [], []
     for _ in range(n_rounds):
-        drop_commit(run / "train", 0)
+        if committed_passes(run / "train"):
+            drop_commit(run / "train", 0)
         without = [step() for _ in range(10)]
         sealer.start(["train:0"])
         during = [step()]

@@ -76,6 +76,7 @@ def interleaved(tasks: Mapping[str, Task], n_rounds: int, scratch: Scratch, rese
     """
     timings: Timings = {name: [] for name in tasks}
     order = np.random.default_rng(0)
+    os.sync()  # what was written before is not written back while something is timed
     for number in range(-1, n_rounds):
         for name in order.permutation(list(tasks)):
             folder = scratch.fresh()

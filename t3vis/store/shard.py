@@ -36,8 +36,8 @@ RowNumbers = NDArray[np.int64] | range
 
 _MISSING = 2**64 - 1
 _MAX_BUFFERS = 512  # buffers in one writev; POSIX guarantees 16, Linux and macOS take 1024
-_BLOCK_BYTES = 2 << 20  # written at a time; while it is in the cache its checksum costs less than half
-_RESERVED_FROM = 1 << 20  # bytes; below, reserving space costs more than it saves
+_BLOCK_BYTES = 512 << 10  # written at a time: what the checksum was taken of is still in the cache then
+_RESERVED_FROM = 512 << 10  # bytes; below, reserving space costs more than it saves
 _N_THREADS = 2
 _AHEAD = 4  # chunks
 
