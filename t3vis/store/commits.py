@@ -21,6 +21,7 @@ from t3vis.store import schema, segments
 from t3vis.store.buffer import Column
 from t3vis.store.layout import segment_rows
 from t3vis.store.sealed import SealedArray, open_sealed, ragged_rows
+from t3vis.store.shares import without_helpers
 
 _COUNTED = ("pass", "n_examples", "n_seen", "n_repeated", "n_never", "first_step", "last_step")
 _OF_ROWS = (*_COUNTED, "lineage", "checksums")
@@ -127,8 +128,13 @@ def _as_in_segment(array: SealedArray, index: int, ids: NDArray[np.int64]) -> ND
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[int]:
-    """Hold the run's lock: whoever seals has it, and whoever resumes a run waits for it.
+def locked(run: Path, *, wait_for_helpers: bool = True) -> Iterator[int]:
+    """Hold the run's lock: whoever commits passes has it, and whoever resumes a run waits for it.
+
+    Parameters
+    ----------
+    wait_for_helpers
+        Wait also for those who write shares of a pass for another to commit.
 
     Yields
     ------
@@ -139,6 +145,9 @@ def locked(run: Path) -> Iterator[int]:
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for split in segments.split_names(run) if wait_for_helpers else ():
+            with without_helpers(run / split, wait=True):
+                pass
         yield descriptor
     finally:
         os.close(descriptor)

@@ -89,6 +89,7 @@ def _remove(path: Path) -> Iterator[Path]:
         for commit in split.glob("commits/p*"):
             if not schema.node_exists(commit):
                 yield _without(commit)
+        yield from (_without(note.parent) for note in list(split.glob("segments/*/share_*/zarr.json")))
         yield from segments.remove_unfinished(split)
         for index in committed:
             sealed = lineage_of(commit_of(split, index), segments.lineage(path))

@@ -55,10 +55,19 @@ class RunWriter:
         ``None`` for an attempt that only evaluates: it supersedes nothing.
     parent
         The attempt that wrote the checkpoint this one started from.
+    n_ranks
+        How many processes write this attempt; they divide the work of sealing among them.
     """
 
     def __init__(
-        self, path: Path, *, attempt: int, rank: int, start_step: int | None, parent: int | None = None
+        self,
+        path: Path,
+        *,
+        attempt: int,
+        rank: int,
+        start_step: int | None,
+        parent: int | None = None,
+        n_ranks: int = 1,
     ) -> None:
         self.path = path
         self.attempt = attempt
@@ -75,7 +84,7 @@ class RunWriter:
         self._writing: list[tuple[str, int, Future[None]]] = []
         self._complete: list[str] = []
         self._to_seal: list[str] = []
-        self._sealer = Sealer(path)
+        self._sealer = Sealer(path, schema.rank_name(attempt, rank), share=rank, n_shares=n_ranks)
         self._mark = WriterMark(path)
         self._mark.hold()
         self._write_attempt()
@@ -333,9 +342,13 @@ class RunWriter:
     # Sealing
 
     def seal(self, name: str, index: int) -> None:
-        """Have a complete pass sealed in the background, as soon as the one being sealed is done."""
-        self._complete.append(f"{name}:{index}")
-        self._note_attempt()  # a later writer seals the pass if this one cannot
+        """Have a complete pass sealed in the background, as soon as the one being sealed is done.
+
+        Called by every process, once all of them have flushed; the others than the first one do a share of the work.
+        """
+        if self.rank == 0:
+            self._complete.append(f"{name}:{index}")
+            self._note_attempt()  # a later writer seals the pass if this one cannot
         self._to_seal.append(f"{name}:{index}")
         if not self._sealer.is_busy:
             self._start_sealer()
@@ -357,7 +370,9 @@ class RunWriter:
                 self._thread.shutdown()
                 self._thread = None
             self._sealer.wait()
-            if self.rank == 0:
+            if self.rank:
+                self._to_seal = []  # the first process does what is left
+            else:
                 self._to_seal = list(dict.fromkeys([*self._to_seal, *complete_passes(self.path)]))
                 self._start_sealer()
                 self._sealer.wait()
@@ -444,6 +459,7 @@ def create_run(
     resume: bool = False,
     overwrite: bool = False,
     options: StorageOptions | None = None,
+    n_ranks: int = 1,
 ) -> RunWriter:
     """Start a run at ``path``, or a further attempt at the one that is there.
 
@@ -459,6 +475,8 @@ def create_run(
         Delete the run that is there.
     options
         How a new run is stored; one that is there goes on as it was begun.
+    n_ranks
+        How many processes will write it; the others call ``join_run``.
 
     Raises
     ------
@@ -482,7 +500,7 @@ def create_run(
             _check_unwritten(path)
             attempt = max((known["attempt"] for known in segments.attempts(path)), default=-1) + 1
             parent = None if start_step is None else segments.parent_of(path, start_step)
-            writer = RunWriter(path, attempt=attempt, rank=0, start_step=start_step, parent=parent)
+            writer = RunWriter(path, attempt=attempt, rank=0, start_step=start_step, parent=parent, n_ranks=n_ranks)
             if start_step is not None:
                 writer.rewind(start_step)
     except (OSError, RecordingError) as error:
@@ -493,7 +511,7 @@ def create_run(
     return writer
 
 
-def join_run(path: Path, *, rank: int) -> RunWriter:
+def join_run(path: Path, *, rank: int, n_ranks: int) -> RunWriter:
     """Join, as another process, the attempt that rank 0 has started.
 
     Raises
@@ -508,7 +526,12 @@ def join_run(path: Path, *, rank: int) -> RunWriter:
         )
     latest = max(segments.attempts(path), key=lambda attributes: attributes["attempt"])
     return RunWriter(
-        path, attempt=latest["attempt"], rank=rank, start_step=latest["start_step"], parent=latest["parent"]
+        path,
+        attempt=latest["attempt"],
+        rank=rank,
+        start_step=latest["start_step"],
+        parent=latest["parent"],
+        n_ranks=n_ranks,
     )
 
 

@@ -160,7 +160,7 @@ def test_a_batch_larger_than_the_buffer_is_taken_in_parts(tmp_path):
 
 def test_several_ranks_record_one_epoch(tmp_path):
     first, expected = new_run(tmp_path, 9), Expected(9)
-    ranks = [first, *(join_run(tmp_path, rank=rank) for rank in (1, 2))]
+    ranks = [first, *(join_run(tmp_path, rank=rank, n_ranks=3) for rank in (1, 2))]
     for writer in ranks[1:]:
         writer.begin_pass("train", 0, {"epoch": 0, "step": 0})
     for step in range(3):
@@ -579,7 +579,7 @@ def test_a_writer_that_its_own_process_has_left_behind_does_not_block_the_next(t
 
 def test_a_process_that_does_not_see_the_run_of_the_first_one_says_so(tmp_path):
     with pytest.raises(ConfigurationError, match=r"process 1 finds no run at .* all processes"):
-        join_run(tmp_path, rank=1)
+        join_run(tmp_path, rank=1, n_ranks=2)
     new_run(tmp_path).close()
     with pytest.raises(ConfigurationError, match=r"process 1 finds no run"):
-        join_run(tmp_path, rank=1)
+        join_run(tmp_path, rank=1, n_ranks=2)
