@@ -25,7 +25,7 @@ from t3vis.callbacks.example_ids import (
 from t3vis.callbacks.examples import TextColumns
 from t3vis.callbacks.gates import check_not_compiled
 from t3vis.callbacks.hooks import Capture, called_module
-from t3vis.callbacks.processes import on_first_process
+from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
 from t3vis.callbacks.trainers import check_trainer, pairs_examples, shifts_labels
@@ -240,10 +240,15 @@ class RecorderCallback(TrainerCallback):
 
     def _around_train(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            return original(*args, **kwargs)
-        finally:
-            if self._training or self._detaching:  # an exception or Ctrl-C: there was no on_train_end
-                self._end_training()
+            result = original(*args, **kwargs)
+        except BaseException as error:
+            try:
+                self._end_without_event()
+            except RecordingError as later:  # it must not stand in front of what stopped the training
+                error.add_note(f"and when training ended: {later}")
+            raise
+        self._end_without_event()
+        return result
 
     def _around_get_eval_dataloader(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Note on the loader which dataset the user gave; the Trainer takes columns off it."""
@@ -356,6 +361,7 @@ class RecorderCallback(TrainerCallback):
             )
         if self._session is not None:
             self._session.finish()  # a restart with a smaller batch: nothing may be sealed behind its back
+            wait_for_all(self._trainer)  # the run is not gone on with while another process still writes it
         self._capture = self._captured = None
         if self._has_trained and start_step == 0:
             self.path = on_first_process(self._trainer, lambda: _free_path(self._first_path))
@@ -415,6 +421,11 @@ class RecorderCallback(TrainerCallback):
         self._capture = self._captured = None
         if self._session is not None:
             self._session.finish()
+
+    def _end_without_event(self) -> None:
+        """After an exception or Ctrl-C, or where the callback was taken off, there was no ``on_train_end``."""
+        if self._training or self._detaching:
+            self._end_training()
 
     def _end_training(self) -> None:
         self._stop()

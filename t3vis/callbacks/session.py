@@ -109,7 +109,7 @@ class Session:
             self.trainer, lambda: self._create(train_dataset, start_step, resume=resume, overwrite=overwrite)
         )
         if not self._is_first_rank:
-            self._writer = join_run(path, rank=trainer.args.process_index)
+            self._writer = join_run(path, rank=trainer.args.process_index, n_ranks=trainer.args.world_size)
         if train_dataset is not None:
             self._enter_train(train_dataset)
 
@@ -153,6 +153,7 @@ class Session:
             resume=resume,
             overwrite=overwrite,
             options=self._settings.storage,
+            n_ranks=self.trainer.args.world_size,
         )
 
     def _check_resumable(self, train_dataset: Any) -> None:
@@ -261,7 +262,7 @@ class Session:
         """Put the rows of every process on disk, then have the pass sealed."""
         self.flush()
         wait_for_all(self.trainer)
-        if self._is_first_rank and ended is not None and ended.index is not None:
+        if ended is not None and ended.index is not None:
             with self._recording():
                 self._writer.seal(ended.split, ended.index)
 
@@ -425,7 +426,7 @@ class Session:
                 "store, further failures are not reported. Pass on_error='raise' to stop instead.",
                 self.path,
                 type(error).__name__,
-                error,
+                str(error).removesuffix("."),
             )
 
     @contextmanager
