@@ -70,6 +70,9 @@ class RecorderCallback(TrainerCallback):
         ``"bitround"`` (hidden states rounded to 7 mantissa bits first, about a third smaller).
     durability
         What a flushed row survives: the death of the ``"process"``, or with ``"fsync"`` also a loss of power.
+    keep_epochs
+        Keep the hidden states of so many last epochs (and evaluations) only, for want of disk; all else is kept of
+        every epoch. ``None`` keeps them all.
 
     Raises
     ------
@@ -96,10 +99,11 @@ class RecorderCallback(TrainerCallback):
         overwrite: bool = False,
         compression: Compression = None,
         durability: Durability = "process",
+        keep_epochs: int | None = None,
     ) -> None:
         self.path = Path(path)
         self._first_path = self.path
-        storage = StorageOptions(compression, durability)
+        storage = StorageOptions(compression, durability, keep_epochs)
         self._settings = Settings(hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage)
         self._attachment: Attachment | None = None
         self._capture: Capture | None = None
