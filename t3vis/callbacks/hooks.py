@@ -35,6 +35,7 @@ class Capture:
         self._in_doubt: tuple[Batch, Any] | None = None  # outputs that count unless the batch's own pass follows
         self._state_hooks = StateHooks(model) if hidden_states else None
         self._backbone = backbone(model) if hidden_states else None
+        self._hooks: dict[nn.Module, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {}
         self._handles: list[RemovableHandle] = []
         wanted = ["return_dict", *(["output_hidden_states"] if hidden_states else [])]
         self._wanted = [name for name in wanted if accepts(model, name)]
@@ -47,10 +48,9 @@ class Capture:
         """
         self._armed, self._in_doubt = batch, None
         module = self.model if called is None else called
-        hooks = self._hooks(module)
-        if module._compiled_call_impl is not None:  # ``model.compile()``: dynamo would trace the hooks
-            hooks = tuple(torch.compiler.disable(hook) for hook in hooks)  # type: ignore[no-untyped-call]
-        before, after, seen = hooks
+        if module not in self._hooks:
+            self._hooks[module] = self._made_for(module)
+        before, after, seen = self._hooks[module]
         if self._state_hooks is not None:
             self._state_hooks.put_on()
         if self._backbone is not None:
@@ -71,7 +71,7 @@ class Capture:
             self._receive(*in_doubt)
         return taken or in_doubt is not None
 
-    def _hooks(self, called: nn.Module) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    def _made_for(self, called: nn.Module) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
         """What is done before and after each call of the model, and after each call of its backbone."""
         added: list[str] = []  # keyword arguments that this call was given by the first hook
         states: list[Any] = []  # hidden states that the backbone returned in this call
@@ -111,6 +111,8 @@ class Capture:
                 self._in_doubt = batch, taken
             return without_added(outputs, added) if isinstance(outputs, Mapping) else None
 
+        if called._compiled_call_impl is not None:  # ``model.compile()``: dynamo would trace the hooks
+            before, after = (torch.compiler.disable(hook) for hook in (before, after))  # type: ignore[no-untyped-call]
         return before, after, seen
 
 
