@@ -110,7 +110,8 @@ def origins(plan: Plan, name: str, of: tuple[str, int], example: Ints, found: ND
     origin = np.where(np.isnan(first), -1, np.nan_to_num(first) // scale).astype(np.int64)
     expected = values(plan, name, of, example, origin, layer)
     expected[origin < 0] = np.nan
-    wrong = ~((found == expected) | (np.isnan(found) & np.isnan(expected))).reshape(len(found), -1).all(-1)
+    equal = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    wrong = ~equal.all(axis=tuple(range(1, found.ndim)))
     if wrong.any():
         i = int(np.flatnonzero(wrong)[0])
         raise AssertionError(
