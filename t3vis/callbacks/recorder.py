@@ -180,6 +180,7 @@ class RecorderCallback(TrainerCallback):
         n_batches = len(loader) if has_length(loader) else state.max_steps * args.gradient_accumulation_steps
         steps_per_epoch = max(-(-n_batches // args.gradient_accumulation_steps), 1)
         self._epoch = state.global_step // steps_per_epoch - 1
+        self._session.seal_before(self._epoch + 1)
         self._training = True
 
     def on_epoch_begin(

@@ -202,6 +202,12 @@ class Session:
             self._writer.begin_pass("train", epoch, {"epoch": epoch})
             self._training = OpenPass("train", epoch)
 
+    def seal_before(self, epoch: int) -> None:
+        """Have earlier epochs sealed, also those whose process died between their last step and their end."""
+        if self._is_first_rank:
+            with self._recording():
+                self._writer.seal_before("train", epoch)
+
     def end_epoch(self) -> None:
         """Put the epoch on disk and have it sealed."""
         self._end(self._training)

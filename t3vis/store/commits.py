@@ -71,7 +71,7 @@ def complete_passes(run: Path) -> list[str]:
             split, index = run / name, int(number)
             attempts = [segment.attempt for segment in segments.list_segments(split, index)]
             stands = index not in committed_passes(split) and index in segments.unsealed_passes(split)
-            if stands and max(attempts, default=-1) == attempt["attempt"]:
+            if stands and max(attempts, default=-1) <= attempt["attempt"]:
                 found.append(key)
     return found
 

@@ -353,6 +353,13 @@ class RunWriter:
         if not self._sealer.is_busy:
             self._start_sealer()
 
+    def seal_before(self, name: str, index: int) -> None:
+        """Have all earlier passes sealed: they are over, whether or not the process that recorded them could say so."""
+        split = self.path / name
+        for earlier in sorted({*segments.unsealed_passes(split)} - {*committed_passes(split)}):
+            if earlier < index:
+                self.seal(name, earlier)
+
     def close(self) -> None:
         """Flush, wait until every complete pass is sealed, and remove segments no longer needed.
 
