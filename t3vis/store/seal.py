@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,18 @@ def remove_sealed_segments(run: Path, split_name: str, *, before: int | None = N
             segments.remove_sealed(split, index, lineage)
 
 
-def main(arguments: list[str]) -> None:
-    """Seal the passes named on the command line, and remove the segments of those sealed before them."""
+def _give_way() -> None:
+    """Run only while nothing else wants to; where there is no such policy, at the lowest priority."""
     if hasattr(os, "nice"):
         os.nice(19)
+    if hasattr(os, "sched_setscheduler"):
+        with suppress(OSError):  # a container may forbid it
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def main(arguments: list[str]) -> None:
+    """Seal the passes named on the command line, and remove the segments of those sealed before them."""
+    _give_way()
     run = Path(arguments[0])
     for argument in arguments[1:]:
         split_name, _, index = argument.rpartition(":")
