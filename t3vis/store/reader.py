@@ -253,6 +253,11 @@ class Split:
         return self.array("hidden_states")
 
     @property
+    def head_gradients(self) -> RunArray:
+        """Gradients of a gate on each attention head, float32, dims (epoch, layer, example, head)."""
+        return self.array("head_gradients")
+
+    @property
     def layers(self) -> list[int]:
         """Which hidden states the layers of ``hidden_states`` are; 0 is the output of the embeddings."""
         layers: list[int] = self.attributes["arrays"].get("hidden_states", {}).get("layers", [])

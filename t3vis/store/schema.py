@@ -123,6 +123,16 @@ PASS_ARRAYS: dict[str, ArraySpec] = {
             trailing=("hidden",),
         ),
         ArraySpec(
+            "head_gradients",
+            "<f4",
+            np.nan,
+            "gradient of the example's own loss with respect to a gate on each attention head, from the backward pass "
+            "of the training step: the sum of x * dL/dx over the tokens and the head's values, x being the input of "
+            "the output projection; NaN where a layer has fewer heads, and where not known",
+            leading=("layer",),
+            trailing=("head",),
+        ),
+        ArraySpec(
             "step",
             "<i8",
             -1,
