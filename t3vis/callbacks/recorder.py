@@ -28,7 +28,7 @@ from t3vis.callbacks.hooks import Capture, called_module
 from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
-from t3vis.callbacks.trainers import check_trainer, pairs_examples
+from t3vis.callbacks.trainers import check_trainer, pairs_examples, shifts_labels
 from t3vis.errors import ConfigurationError, RecordingError
 from t3vis.store.codecs import Compression
 from t3vis.store.durable import Durability
@@ -340,7 +340,7 @@ class RecorderCallback(TrainerCallback):
             training,
             position_ids=inputs.get("position_ids"),
             paired=pairs_examples(trainer),
-            shifted=trainer._loss_shifts_labels,
+            shifted=shifts_labels(trainer),
         )
 
     # What is open
