@@ -345,26 +345,26 @@ def training_step(run: Path, n_rounds: int, report: Report) -> None:
         optimizer.step()
         return time.perf_counter() - began
 
-    for _ in range(10):
+    for _ in range(5):
         step()
     ratios, alone, n_steps = [], [], []
     for _ in range(n_rounds):
         if committed_passes(run / "train"):
             drop_commit(run / "train", 0)
-        without = [step() for _ in range(10)]
+        without = [step() for _ in range(5)]
         sealer.start(["train:0"])
         during = [step()]
         while sealer.is_busy:
             during.append(step())
         sealer.wait()
-        without += [step() for _ in range(10)]
+        without += [step() for _ in range(5)]
         ratios.append(statistics.mean(during) / statistics.mean(without))
         alone += without
         n_steps.append(len(during))
     print(
         f"\nA training step of {statistics.median(alone) * 1e3:.0f} ms; sealing all layers takes "
         f"{statistics.median(n_steps):.0f} of them, whose mean is {min(ratios):.2f} to {max(ratios):.2f} times that of "
-        f"20 steps around them (median {statistics.median(ratios):.2f}, mean {statistics.mean(ratios):.2f})"
+        f"10 steps around them (median {statistics.median(ratios):.2f}, mean {statistics.mean(ratios):.2f})"
     )
     report.target("training step while sealing: mean, of one without", statistics.mean(ratios), at_most=1.08)
 
