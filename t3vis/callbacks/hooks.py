@@ -100,9 +100,9 @@ class Capture:
             return batch if goes_on else None
 
         def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            batch, gates = due(module, kwargs), capture._gates
-            if gates is not None and module is called and torch.is_grad_enabled():
-                gates.begin(batch)
+            batch = due(module, kwargs)
+            if capture._gates is not None and module is called and torch.is_grad_enabled():
+                capture._gates.begin(batch)
             wanted = capture._wanted if batch is not None else []
             added[:] = [name for name in wanted if not is_asked(capture.model, name, kwargs)]
             states.clear()

@@ -75,6 +75,9 @@ class RecorderCallback(TrainerCallback):
         ``"bitround"`` (hidden states rounded to 7 mantissa bits first, about a third smaller).
     durability
         What a flushed row survives: the death of the ``"process"``, or with ``"fsync"`` also a loss of power.
+    keep_epochs
+        Keep the hidden states of so many last epochs (and evaluations) only, for want of disk; all else is kept of
+        every epoch. ``None`` keeps them all.
 
     Raises
     ------
@@ -102,10 +105,11 @@ class RecorderCallback(TrainerCallback):
         overwrite: bool = False,
         compression: Compression = None,
         durability: Durability = "process",
+        keep_epochs: int | None = None,
     ) -> None:
         self.path = Path(path)
         self._first_path = self.path
-        storage = StorageOptions(compression, durability)
+        storage = StorageOptions(compression, durability, keep_epochs)
         self._settings = Settings(
             hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage, heads=heads
         )
@@ -186,6 +190,7 @@ class RecorderCallback(TrainerCallback):
         n_batches = len(loader) if has_length(loader) else state.max_steps * args.gradient_accumulation_steps
         steps_per_epoch = max(-(-n_batches // args.gradient_accumulation_steps), 1)
         self._epoch = state.global_step // steps_per_epoch - 1
+        self._session.seal_before(self._epoch + 1)
         self._training = True
 
     def on_epoch_begin(

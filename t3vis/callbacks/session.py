@@ -18,6 +18,7 @@ from transformers import Trainer
 from t3vis.callbacks import provenance
 from t3vis.callbacks.batches import Batch
 from t3vis.callbacks.capture import Captured, captured
+from t3vis.callbacks.disk import check_room
 from t3vis.callbacks.example_ids import check_ids
 from t3vis.callbacks.examples import is_readable, text_columns, write_examples, write_vocabulary
 from t3vis.callbacks.gates import GateGradients, shortcomings
@@ -223,6 +224,12 @@ class Session:
             self._writer.begin_pass("train", epoch, {"epoch": epoch})
             self._training = OpenPass("train", epoch)
 
+    def seal_before(self, epoch: int) -> None:
+        """Have earlier epochs sealed, also those whose process died between their last step and their end."""
+        if self._is_first_rank:
+            with self._recording():
+                self._writer.seal_before("train", epoch)
+
     def end_epoch(self) -> None:
         """Put the epoch on disk and have it sealed."""
         self._end(self._training)
@@ -358,6 +365,9 @@ class Session:
         shapes = row_shapes(rows)
         if self.is_first(split):
             self._describe(split, taken, gradients, own)
+            if split == "train":
+                storage, n_examples = self._settings.storage, self._n_examples[split]
+                check_room(self.path, self.trainer, rows, n_examples, storage.keep_epochs, say=self._is_first_rank)
             self._row_shapes[split] = shapes
         self._row_shapes[split] = expected = {**shapes, **self._row_shapes[split]}
         if any(shapes[name] != expected[name] for name in shapes):

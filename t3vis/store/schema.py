@@ -213,6 +213,9 @@ PASS_ARRAYS: dict[str, ArraySpec] = {
 STORED_ARRAYS: dict[str, ArraySpec] = {part.name: part for spec in PASS_ARRAYS.values() for part in spec.parts}
 """The arrays of a pass as they are stored, by their path in the split: ragged ones as values and offsets."""
 
+THINNED = ("hidden_states",)
+"""Arrays of which ``keep_epochs`` keeps the last passes only; they are most of what is recorded."""
+
 EXAMPLE_ID = ArraySpec("example", "<i8", -1, "id of the example that each row of the segment belongs to")
 
 
