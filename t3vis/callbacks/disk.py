@@ -81,9 +81,9 @@ def check_room(
     light = sum(_n_bytes(column) for name, column in rows.items() if name not in THINNED) / n_rows
     args, state = trainer.args, trainer.state
     n_epochs = max(state.num_train_epochs - int(state.epoch or 0), 1)
-    if n_examples is None:
+    if n_examples is None:  # how many there are to an epoch, nobody knows; so all that will be seen count as one
         per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        n_examples = -(-(state.max_steps - state.global_step) * per_step // n_epochs)
+        n_examples, n_epochs = (state.max_steps - state.global_step) * per_step, 1
     total = need(n_examples * light, n_examples * heavy, n_epochs, keep_epochs)
     for size, n_passes in _evaluations(trainer, n_epochs):
         total += need(size * light, size * heavy, n_passes, keep_epochs)
