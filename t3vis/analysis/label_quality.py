@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from t3vis.analysis.margins import margins
 from t3vis.analysis.trajectories import (
     CHUNK_SIZE,
     LogitsLike,
@@ -100,66 +101,6 @@ def suspected_errors(logits: LogitsLike, labels: NDArray[np.integer], *, chunk_s
         for chunk_logits, chunk_labels in example_chunks(logits, labels, chunk_size=chunk_size)
     ]
     return Suspects(**joined_columns([chunk.as_columns() for chunk in chunks]))
-
-
-def area_under_margin(
-    logits: LogitsLike, labels: NDArray[np.integer], *, chunk_size: int = CHUNK_SIZE
-) -> NDArray[np.float64]:
-    """Mean over the epochs of the gold logit minus the largest other logit.
-
-    Parameters
-    ----------
-    logits, labels, chunk_size
-        As in `suspected_errors`.
-
-    Returns
-    -------
-    Shape (n_examples,), in logits, unbounded. Low: the other examples taught the model another label. NaN for
-    an example that has no label or was never seen.
-
-    Raises
-    ------
-    AnalysisError
-        As in `suspected_errors`.
-
-    Notes
-    -----
-    Pleiss et al. stop at the first drop of the learning rate, before wrong labels are memorised, and set the
-    threshold by examples put into an extra class; here all epochs given are used and there is no threshold.
-
-    References
-    ----------
-    Pleiss et al. (2020), "Identifying Mislabeled Data using the Area Under the Margin Ranking", section 3.
-
-    Examples
-    --------
-    >>> logits = np.array([[[1.0, 2.0, 3.0], [6.0, 5.0, 4.0]], [[1.0, 5.0, 3.0], [9.0, 8.0, 7.0]]])
-    >>> area_under_margin(logits, np.array([1, 0]))
-    array([0.5, 1. ])
-    """
-    check_logits_and_labels(logits, labels, min_classes=2)
-    chunks = example_chunks(logits, labels, chunk_size=chunk_size)
-    return np.concatenate(
-        [mean_over_epochs(margins(chunk_logits, chunk_labels)) for chunk_logits, chunk_labels in chunks]
-    )
-
-
-def margins(logits: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Gold logit minus the largest other logit in every epoch, for logits in memory.
-
-    Shapes as in `suspected_errors`. Returns shape (n_epochs, n_examples); NaN where the example was not seen
-    or has no label.
-    """
-    labelled = labels >= 0
-    column = np.where(labelled, labels, 0)[:, np.newaxis]
-    found = np.full(logits.shape[:2], np.nan)
-    for epoch, epoch_logits in enumerate(logits):
-        others = epoch_logits.astype(np.float64)
-        gold = np.take_along_axis(others, column, axis=-1)[:, 0]
-        known = is_seen(epoch_logits) & labelled
-        np.put_along_axis(others, column, -np.inf, axis=-1)
-        np.subtract(gold, others.max(axis=-1), out=found[epoch], where=known)
-    return found
 
 
 def mean_probs(logits: NDArray[Any]) -> NDArray[np.float64]:

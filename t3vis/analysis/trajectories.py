@@ -133,13 +133,18 @@ def example_chunks(
     logits: LogitsLike, labels: NDArray[np.integer], *, chunk_size: int, epochs: slice = slice(None)
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.integer]]]:
     """Yield logits and labels of at most `chunk_size` examples at a time; one empty chunk if none."""
+    check_chunk_size(chunk_size)
+    for start in range(0, max(len(labels), 1), chunk_size):
+        examples = slice(start, min(start + chunk_size, len(labels)))
+        yield logits[epochs, examples], labels[examples]
+
+
+def check_chunk_size(chunk_size: int) -> None:
+    """Raise `AnalysisError` unless a chunk holds an example at least."""
     if chunk_size < 1:
         raise AnalysisError(
             f"chunk_size is {chunk_size} but must be at least 1 example; leave it out for {CHUNK_SIZE}."
         )
-    for start in range(0, max(len(labels), 1), chunk_size):
-        examples = slice(start, min(start + chunk_size, len(labels)))
-        yield logits[epochs, examples], labels[examples]
 
 
 def joined_columns(chunks: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -8,7 +8,8 @@ from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
 
 from t3vis.analysis.data_map import data_map
-from t3vis.analysis.label_quality import Suspects, area_under_margin, suspected_errors
+from t3vis.analysis.label_quality import Suspects, suspected_errors
+from t3vis.analysis.margins import area_under_margin
 from t3vis.errors import AnalysisError
 
 NAN = math.nan
@@ -35,24 +36,6 @@ def suspects(score: list[float], aum: list[float]) -> Suspects:
 def assert_same_suspects(found: Suspects, expected: dict[str, np.ndarray]) -> None:
     for name, column in expected.items():
         np.testing.assert_allclose(found.as_columns()[name], column, rtol=1e-9, atol=1e-9, err_msg=name)
-
-
-def test_area_under_margin_of_three_examples_by_hand():
-    # The case that Pleiss et al. publish, classes permuted so that each example keeps one label:
-    #   first, seen once, label 1:   2 - max(1, 3) = -1
-    #   second, seen twice, label 0: (6 - max(5, 4)) = 1 and (9 - max(8, 7)) = 1, mean 1
-    #   third, seen once, label 1:   11 - max(12, 10) = -1
-    gone = [NAN, NAN, NAN]
-    logits = np.array([[[1, 2, 3], [6, 5, 4], gone], [gone, [9, 8, 7], [12, 11, 10]]])
-    assert area_under_margin(logits, np.array([1, 0, 1])).tolist() == [-1, 1, -1]
-
-
-def test_area_under_margin_averages_over_the_epochs_seen():
-    # 4 - 1 = 3 and 0 - 5 = -5, mean -1; two classes are enough.
-    logits = np.array([[[4.0, 1.0]], [[NAN, NAN]], [[0.0, 5.0]]])
-    assert area_under_margin(logits, np.array([0])).tolist() == [-1]
-    assert area_under_margin(logits, np.array([1])).tolist() == [1]
-    assert np.isnan(area_under_margin(logits, np.array([-1]))).all()
 
 
 @pytest.mark.parametrize("row", [[NAN, 1], [1, math.inf], [-math.inf, 1], [-math.inf, -math.inf]])
