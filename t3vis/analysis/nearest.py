@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from t3vis.analysis.states import StatesLike, state_chunks
+from t3vis.analysis.states import StatesLike, state_chunks, unit_rows
 from t3vis.errors import AnalysisError
 
 Metric = Literal["cosine", "euclidean"]
@@ -134,11 +134,7 @@ def _index(states: StatesLike, metric: Metric, references: NDArray[np.integer] |
 
 
 def _comparable(values: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
-    if metric == "euclidean":
-        return values
-    norms = np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
-    unit: NDArray[np.float32] = np.divide(values, norms, out=np.zeros(values.shape), where=norms > 0).astype(np.float32)
-    return unit
+    return values if metric == "euclidean" else unit_rows(values)
 
 
 def _search(

@@ -1,6 +1,6 @@
 """Hidden states as the analyses read them: the rows of one pass and layer, a chunk of examples at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,63 @@ class StatesLike(Protocol):
         """Always (n_examples, hidden)."""
 
     def __getitem__(self, key: slice | NDArray[np.int64], /) -> NDArray[Any]: ...
+
+
+class MeanDirection:
+    """The mean over some passes of each example's states, brought to unit length; rows are made when they are read.
+
+    Parameters
+    ----------
+    passes
+        States of one layer in each pass, of the same examples. An example that was not seen in a pass has the mean
+        over the others, and NaN if it was seen in none.
+
+    Raises
+    ------
+    AnalysisError
+        If there is no pass, or their shapes differ.
+
+    Examples
+    --------
+    >>> MeanDirection([np.array([[3.0, 4.0]]), np.array([[0.0, 2.0]])])[:1]
+    array([[0.3, 0.9]], dtype=float32)
+    """
+
+    def __init__(self, passes: Sequence[StatesLike]) -> None:
+        shapes = {tuple(states.shape) for states in passes}
+        if len(shapes) != 1:
+            raise AnalysisError(
+                f"the passes have shapes {sorted(shapes)}; pass at least one, of the same examples and layer."
+            )
+        self._passes = passes
+        self.shape = shapes.pop()
+
+    def __getitem__(self, key: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        first, *others = self._passes
+        total, seen = _unit_or_zero(np.array(first[key], dtype=np.float32))
+        n_seen = seen.astype(np.int64)
+        for states in others:
+            unit, seen = _unit_or_zero(np.array(states[key], dtype=np.float32))
+            total += unit
+            n_seen += seen
+        total[n_seen == 0] = np.nan
+        total /= np.maximum(n_seen, 1)[:, np.newaxis]
+        return total
+
+
+def unit_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows brought to length 1; rows of zeros stay."""
+    norms = np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64))[:, np.newaxis]
+    unit = np.zeros_like(values)
+    np.divide(values, norms, out=unit, where=norms > 0, casting="unsafe")
+    return unit
+
+
+def _unit_or_zero(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Rows of unit length and which of them were seen; what was not seen is zero. Overwrites `values`."""
+    seen = np.asarray(np.isfinite(values).all(axis=1))
+    values[~seen] = 0
+    return unit_rows(values), seen
 
 
 def state_chunks(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t3vis.analysis.margins import aum_threshold, area_under_margin, below_threshold, threshold_samples
+from t3vis.analysis.margins import area_under_margin, aum_threshold, below_threshold, threshold_samples
 from t3vis.errors import AnalysisError
 
 NAN = math.nan

@@ -27,7 +27,7 @@ def test_knn_distance_agrees_with_scikit_learn():
 def test_mahalanobis_by_hand():
     # Residuals (+-1, 0) and (0, +-2) in each class: variances 1/2 and 2, no covariance.
     cross = np.array([[1.0, 0], [-1, 0], [0, 2], [0, -2]])
-    states = np.vstack([cross, cross + [10, 0]])
+    states = np.vstack([cross, cross + np.array([10, 0])])
     nearest, own = mahalanobis(states, np.repeat([0, 1], 4), shrinkage=0)
     np.testing.assert_allclose(own, np.sqrt(2), rtol=1e-6)
     np.testing.assert_allclose(nearest, np.sqrt(2), rtol=1e-6)
