@@ -6,7 +6,7 @@ different quantities, and nothing here mixes them. Each result says in its attri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ from tqdm import tqdm
 
 import t3vis
 from t3vis.analysis.data_map import DataMap, data_map
-from t3vis.analysis.difficulty import el2n, loss_trajectories
+from t3vis.analysis.difficulty import learning, loss_trajectories
 from t3vis.analysis.drift import cka, displacement, neighbourhood_change
 from t3vis.analysis.generalised import multi_label_map, regression_map
 from t3vis.analysis.label_quality import Suspects, suspected_errors
 from t3vis.analysis.nearest import Neighbours, nearest_neighbours, sample_of
 from t3vis.analysis.outliers import Outliers, knn_distance, mahalanobis, outliers
 from t3vis.analysis.separability import separability
-from t3vis.analysis.slices import by_group
 from t3vis.analysis.states import MeanDirection, StatesLike
 from t3vis.errors import AnalysisError
 from t3vis.store.reader import Run, Split
@@ -50,10 +49,11 @@ MEANINGS = {
     "aum": "area under the margin: mean of the gold logit minus the largest other logit",
     "neighbour_agreement": "share of the nearest neighbours in hidden space that carry the given label",
     "el2n": "mean length of the probabilities minus the one-hot label",
-    "mean": "mean loss over the passes in which the example was seen",
-    "first": "loss in the first of these passes",
-    "last": "loss in the last of these passes",
-    "slope": "change of the loss per pass, by least squares",
+    "first_learned": "first pass in which the gold label was predicted; -1 where there is none",
+    "flips": "how often the predicted class changed from one pass to the next",
+    "first_loss": "loss in the first pass in which the example was seen",
+    "last_loss": "loss in the last pass in which the example was seen",
+    "loss_slope": "change of the loss per pass, by least squares",
     "outlier_score": "mean rank by the distances and the mean loss, in [0, 1]; 1 is the farthest out",
     "knn_distance": "mean cosine distance to the nearest neighbours in hidden space",
     "mahalanobis": "Mahalanobis distance to the nearest class mean",
@@ -117,14 +117,14 @@ def analyzed_suspects(run: Run, split: Split) -> Suspects:
     neighbours = None
     if "hidden_states" in split.arrays:
         passes = [Layer(split, record.index, -1) for record in split.passes]
-        neighbours = _neighbours(MeanDirection(passes), k=20)
+        neighbours = _neighbours(MeanDirection(passes), k=10)
     computed = suspected_errors(_Reported(logits, f"label quality of {split.name}"), labels, neighbours=neighbours)
     _keep(run, split, "label_quality", computed.as_columns(), {})
     return computed
 
 
 def analyzed_difficulty(run: Run, split: Split) -> dict[str, NDArray[Any]]:
-    """EL2N and loss trajectory of every example; columns of shape (n_examples,) by name.
+    """When each example was learned, how hard it was and what its loss did; columns of shape (n_examples,) by name.
 
     Raises
     ------
@@ -135,9 +135,10 @@ def analyzed_difficulty(run: Run, split: Split) -> dict[str, NDArray[Any]]:
     if known is not None:
         return known.columns
     logits, labels = _logits_and_labels(split)
-    columns = {"el2n": el2n(_Reported(logits, f"EL2N of {split.name}"), labels)}
+    columns = learning(_Reported(logits, f"difficulty of {split.name}"), labels).as_columns()
     if "loss" in split.arrays:
-        columns |= loss_trajectories(split.loss[:]).as_columns()
+        of_loss = loss_trajectories(split.loss[:]).as_columns()
+        columns |= {f"{name}_loss" if name != "slope" else "loss_slope": values for name, values in of_loss.items()}
     _keep(run, split, "difficulty", columns, {})
     return columns
 
@@ -249,38 +250,15 @@ class Layer:
     """Hidden states of one pass and layer, read from the store when they are asked for."""
 
     def __init__(self, split: Split, index: int, number: int) -> None:
-        self._split = split
+        self._states = split.hidden_states
         self._index = index
         self._number = number % len(split.layers)
-
-    @property
-    def shape(self) -> tuple[int, int]:
+        self.shape = self._states.shape[2:]
         """Examples and hidden size."""
-        sizes = self._split.hidden_states.shape
-        return sizes[2], sizes[3]
 
     def __getitem__(self, key: slice | NDArray[np.int64]) -> NDArray[Any]:
-        found: NDArray[Any] = self._split.hidden_states[self._index, self._number, key]
+        found: NDArray[Any] = self._states[self._index, self._number, key]
         return found
-
-
-def class_table(split: Split, mapped: DataMap, quantities: Sequence[str]) -> list[dict[str, str]]:
-    """Mean of each of the quantities of a data map by class, one dictionary of texts for each class."""
-    labels, names = split.labels, split.class_names
-    if labels.ndim != 1:
-        raise AnalysisError(f"{split.path} has no classes but several labels or numbers for each example.")
-    columns = mapped.as_columns()
-    summaries = {name: by_group(columns[name], labels) for name in quantities}
-    n_classes = int(labels.max(initial=-1)) + 1
-    counts = np.bincount(labels[labels >= 0], minlength=n_classes)
-    return [
-        {
-            "class": names[i] if names is not None and i < len(names) else str(i),
-            "examples": f"{counts[i]:,}",
-            **{name: f"{summary.mean[i]:.3f}" for name, summary in summaries.items()},
-        }
-        for i in range(n_classes)
-    ]
 
 
 def split_of(run: Run, name: str) -> Split:

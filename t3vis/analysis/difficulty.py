@@ -1,4 +1,4 @@
-"""Difficulty of single examples from errors, gradients and losses: EL2N, GraNd of the last layer, loss trajectories."""
+"""Difficulty of single examples: EL2N, GraNd of the last layer, when they were learned, what their loss did."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -6,14 +6,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from t3vis.analysis.drift import flips
+from t3vis.analysis.forgetting import first_learned
 from t3vis.analysis.trajectories import (
     CHUNK_SIZE,
     LogitsLike,
     check_logits_and_labels,
     example_chunks,
     is_seen,
+    joined_columns,
     mean_over_epochs,
     relative_probs,
+    trajectories,
 )
 from t3vis.errors import AnalysisError
 
@@ -61,6 +65,55 @@ def el2n(
     check_logits_and_labels(logits, labels)
     chunks = example_chunks(logits, labels, chunk_size=chunk_size, epochs=epochs)
     return np.concatenate([mean_over_epochs(error_norms(*chunk)) for chunk in chunks])
+
+
+@dataclass(frozen=True, eq=False)
+class Learning:
+    """When every example was learned, and how hard it was; each array has shape (n_examples,)."""
+
+    el2n: NDArray[np.float64]
+    """As `el2n` has it, over all epochs."""
+    first_learned: NDArray[np.int64]
+    """First epoch in which it was predicted right; -1 where there is none."""
+    flips: NDArray[np.int64]
+    """How often the predicted class changed from one epoch in which it was seen to the next."""
+
+    def as_columns(self) -> dict[str, NDArray[Any]]:
+        """Return the per-example arrays by name, in the order of the fields."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def learning(logits: LogitsLike, labels: NDArray[np.integer], *, chunk_size: int = CHUNK_SIZE) -> Learning:
+    """EL2N, the first epoch learned and the flips of every example, in one reading of the logits.
+
+    Parameters
+    ----------
+    logits, labels, chunk_size
+        As in `el2n`.
+
+    Raises
+    ------
+    AnalysisError
+        As in `el2n`.
+
+    Examples
+    --------
+    >>> found = learning(np.log([[[1.0, 3.0]], [[3.0, 1.0]], [[3.0, 1.0]]]), np.array([0]))
+    >>> found.first_learned, found.flips
+    (array([1]), array([1]))
+    """
+    check_logits_and_labels(logits, labels)
+    chunks = []
+    for rows, of_chunk in example_chunks(logits, labels, chunk_size=chunk_size):
+        seen = trajectories(rows, of_chunk)
+        chunks.append(
+            {
+                "el2n": mean_over_epochs(error_norms(rows, of_chunk)),
+                "first_learned": first_learned(seen.correct, seen.seen),
+                "flips": flips(rows),
+            }
+        )
+    return Learning(**joined_columns(chunks))
 
 
 def error_norms(logits: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[np.float64]:

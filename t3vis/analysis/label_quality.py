@@ -213,7 +213,7 @@ def neighbour_agreement(
     Returns
     -------
     Shape (n_examples,), in [0, 1]; NaN for an example without a label or without labelled neighbours. A neighbour at
-    distance d has the weight ``exp(-d / m)``, with m the median of all distances to neighbours.
+    distance d has the weight ``exp(-2 * d / m)``, with m the median of all distances to neighbours.
 
     Raises
     ------
@@ -222,12 +222,12 @@ def neighbour_agreement(
 
     Examples
     --------
-    Distances 1, 3, then 1, 2, then 2, 3, of median 2; the first example's weights are exp(-1/2) and exp(-3/2):
+    Distances 1, 3, then 1, 2, then 2, 3, of median 2; the first example's weights are exp(-1) and exp(-3):
 
     >>> from t3vis.analysis.nearest import nearest_neighbours
     >>> near = nearest_neighbours(np.array([[0.0], [1.0], [3.0]]), k=2, metric="euclidean")
     >>> neighbour_agreement(near, np.array([0, 0, 1])).round(3)
-    array([0.731, 0.622, 0.   ])
+    array([0.881, 0.731, 0.   ])
     """
     votes = _Votes(neighbours, labels, max(int(labels.max(initial=-1)) + 1, 1))
     labelled, column = _column(labels)
@@ -262,7 +262,7 @@ class _Votes:
         cell = np.arange(len(ids))[:, np.newaxis] * self._n_classes + labels
         # From the nearest on, so that far ones do not all vanish together.
         distances = self._neighbours.distances[rows]
-        weights = np.exp(-(distances - distances[:, :1]) / self._scale)
+        weights = np.exp(-2 * (distances - distances[:, :1]) / self._scale)
         size = len(ids) * self._n_classes
         counted = np.bincount(cell[votes], weights=weights[votes], minlength=size).reshape(len(ids), self._n_classes)
         total = counted.sum(axis=1, keepdims=True)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
 
-from t3vis.analysis.difficulty import el2n, last_layer_grand, loss_trajectories
+from t3vis.analysis.difficulty import el2n, last_layer_grand, learning, loss_trajectories
+from t3vis.analysis.drift import flips
 from t3vis.errors import AnalysisError
 
 NAN = math.nan
@@ -61,6 +62,18 @@ def test_grand_of_what_was_not_seen_is_not_known():
     found = last_layer_grand(logits, np.array([0, 0, 0, -1]), states)
     # Errors of 1/2 in both classes, times the length of (1, 1).
     assert found == pytest.approx([1, NAN, NAN, NAN], nan_ok=True)
+
+
+def test_learning_joins_what_the_single_functions_say():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(5, 40, 3)), rng.integers(-1, 3, 40)
+    logits[rng.random((5, 40)) < 0.2] = NAN
+    found = learning(logits, labels, chunk_size=7)
+    np.testing.assert_array_equal(found.el2n, el2n(logits, labels))
+    np.testing.assert_array_equal(found.flips, flips(logits))
+    correct = (logits.argmax(axis=-1) == labels) & np.isfinite(logits[..., 0])
+    for example, first in enumerate(found.first_learned):
+        assert first == (correct[:, example].argmax() if correct[:, example].any() else -1)
 
 
 def test_loss_trajectories_by_hand():

@@ -101,9 +101,9 @@ def test_neighbours_count_as_much_as_the_model():
     labels = np.array([0, 0, 1])
     near = Neighbours(np.array([[1, 2], [0, 2], [0, -1]]), np.array([[1.0, 1.0], [1.0, 2.0], [1.0, NAN]]))
     found = suspected_errors(logits, labels, neighbours=near)
-    # The median distance is 1. Example 0: one of two equal votes for its label. Example 1: weights 1 and exp(-1), the
+    # The median distance is 1. Example 0: one of two equal votes for its label. Example 1: weights 1 and exp(-2), the
     # nearer one for its label. Example 2: its only neighbour says 0.
-    near_share = 1 / (1 + math.exp(-1))
+    near_share = 1 / (1 + math.exp(-2))
     assert found.neighbour_agreement == pytest.approx([1 / 2, near_share, 0])
     assert found.score == pytest.approx([1 - (3 / 4 + 1 / 2) / 2, 1 - (1 / 4 + near_share) / 2, 1 - (3 / 4 + 0) / 2])
     assert found.suggested_label.tolist() == [1, 1, 0]
