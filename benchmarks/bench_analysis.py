@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,15 @@ from numpy.typing import NDArray
 
 from t3vis import open_run
 from t3vis.analysis.data_map import data_map
+from t3vis.analysis.drift import cka
+from t3vis.analysis.label_quality import suspected_errors
 from t3vis.store.seal import seal_pass
 from t3vis.store.writer import create_run
 
 N_EPOCHS, N_CLASSES = 10, 20
 N_IN_LOOP = 20_000
 PARTS = ("softmax", "data_map", "label_quality")
+N_LAYERS, HIDDEN = 7, 384
 
 
 def main() -> None:
@@ -48,12 +52,104 @@ def main() -> None:
     if options.part:
         print(json.dumps(measured_part(options.part, options.run)))
         return
-    n_examples = 100_000 if options.quick else 1_000_000
+    n_examples, n_states = (100_000, 10_000) if options.quick else (1_000_000, 100_000)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}")
+    figures = {**of_logits(n_examples), **of_states(n_states)}
+    for name, figure in figures.items():
+        target = "" if figure["target"] is None else f", target {figure['target']:g}: {'yes' if figure['ok'] else 'NO'}"
+        print(f"{name:<44} {figure['value']:g}{target}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+
+
+def of_logits(n_examples: int) -> dict[str, dict[str, Any]]:
+    """Data map and label quality from a store, against a softmax in memory and a loop over examples."""
+    print(f"{n_examples:,} examples x {N_EPOCHS} epochs x {N_CLASSES} classes, float32")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run.zarr"
         write_run(run, n_examples)
         parts = {part: in_fresh_process(part, run) for part in PARTS}
+        for part, measured in parts.items():
+            print(f"  {part:<16} {measured['seconds']:7.2f} s, peak memory {measured['peak_mb']:6.0f} MB")
+        loop = seconds_of_loop(run, min(N_IN_LOOP, n_examples)) * n_examples / min(N_IN_LOOP, n_examples)
+    print(f"  loop over examples, extrapolated {loop:.0f} s")
+    seconds = {part: measured["seconds"] for part, measured in parts.items()}
+    return {
+        "data_map_over_softmax": at_most(seconds["data_map"] / seconds["softmax"], 3),
+        "data_map_peak_mb": at_most(parts["data_map"]["peak_mb"], 500),
+        "loop_over_data_map": at_least(loop / seconds["data_map"], 500),
+        "label_quality_over_data_map": at_most(seconds["label_quality"] / seconds["data_map"], 3),
+    }
+
+
+def of_states(n_examples: int) -> dict[str, dict[str, Any]]:
+    """CKA of all pairs of layers of two passes, against the matrix products that it consists of."""
+    print(f"{n_examples:,} examples x {N_LAYERS} layers x {HIDDEN}, float16, two passes")
+    rng = np.random.default_rng(0)
+    before, after = (
+        [rng.standard_normal((n_examples, HIDDEN), dtype=np.float32).astype(np.float16) for _ in range(N_LAYERS)]
+        for _ in range(2)
+    )
+    x, y = (np.concatenate([layer[:256] for layer in layers], axis=1).astype(np.float32) for layers in (before, after))
+    assert abs(cka([x], [y])[0, 0] - cka_by_definition(x, y)) < 1e-4, "CKA is not what its definition says"
+    found = best_of_three(lambda: cka(before, after))
+    in_float32 = [[layer.astype(np.float32) for layer in layers] for layers in (before, after)]
+    products = best_of_three(lambda: all_products(*in_float32))
+    print(f"  cka {found:.2f} s, its matrix products {products:.2f} s")
+    return {"cka_over_products": at_most(found / products, 2)}
+
+
+def cka_by_definition(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
+    """Linear CKA by the similarities of the examples."""
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    k, m = (x @ x.T).astype(np.float64), (y @ y.T).astype(np.float64)
+    return float((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()))
+
+
+def all_products(before: list[NDArray[np.float32]], after: list[NDArray[np.float32]]) -> None:
+    """Every layer with itself, and every layer of one pass with every layer of the other."""
+    for x in before:
+        x.T @ x
+        for y in after:
+            x.T @ y
+    for y in after:
+        y.T @ y
+
+
+def at_most(value: float, target: float) -> dict[str, Any]:
+    return {"value": round(value, 4), "target": target, "ok": value <= target}
+
+
+def at_least(value: float, target: float) -> dict[str, Any]:
+    return {"value": round(value, 4), "target": target, "ok": value >= target}
+
+
+def seconds_of_loop(path: Path, n_examples: int) -> float:
+    """The same quantities in a Python loop over examples, as allenai/cartography computes them; compared with ours."""
+    import torch
+
+    split = open_run(path).train
+    logits, labels = split.logits[:, :n_examples], split.labels[:n_examples]
+    begin = time.perf_counter()
+    found: dict[str, list[float]] = defaultdict(list)
+    for example in range(n_examples):
+        gold, correct = [], []
+        for epoch in range(len(logits)):
+            probs = torch.nn.functional.softmax(torch.tensor(logits[epoch, example]), dim=-1)
+            gold.append(float(probs[labels[example]]))
+            correct.append(bool(probs.argmax() == labels[example]))
+        found["confidence"].append(float(np.mean(gold)))
+        found["variability"].append(float(np.std(gold)))
+        found["correctness"].append(sum(correct) / len(correct))
+        forgotten = 0
+        for earlier, later in pairwise(correct):
+            forgotten += earlier and not later
+        found["forgetting_events"].append(forgotten)
+    seconds = time.perf_counter() - begin
+    ours = data_map(logits, labels).as_columns()
+    for name, values in found.items():
+        assert np.allclose(values, ours[name], atol=1e-5), f"{name} differs from the loop"
+    return seconds
 
 
 def write_run(path: Path, n_examples: int) -> None:
@@ -93,17 +189,18 @@ def measured_part(part: str, path: Path) -> dict[str, Any]:
     labels = split.labels
     if part == "softmax":
         logits = split.logits[:]
-        call: Callable[[], Any] = lambda: softmax(logits)
+        seconds = best_of_three(lambda: softmax(logits))
     elif part == "data_map":
-        call = lambda: data_map(split.logits, labels)
-    seconds = best_of_three(call)
+        seconds = best_of_three(lambda: data_map(split.logits, labels))
+    else:
+        seconds = best_of_three(lambda: suspected_errors(split.logits, labels))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     return {"seconds": seconds, "peak_mb": peak}
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """One softmax over logits in memory, as it is usually written."""
-    probs = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probs: NDArray[np.float32] = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probs /= probs.sum(axis=-1, keepdims=True)
     return probs
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 import t3vis
 from t3vis.analysis.selection import dropped, select
-from t3vis.analyze import analyzed_data_map, analyzed_suspects, split_of
-from t3vis.errors import ConfigurationError, StoreError, T3VisError
+from t3vis.analyze import analyzed_data_map, analyzed_drift, analyzed_separability, analyzed_suspects, split_of
+from t3vis.errors import AnalysisError, ConfigurationError, StoreError, T3VisError
 from t3vis.findings import RANKINGS, STRATEGIES, class_rows, findings, label_text, ranked_rows
 from t3vis.store.compact import compact
 from t3vis.store.integrity import Progress
@@ -130,8 +130,17 @@ def parser() -> argparse.ArgumentParser:
     select_.add_argument("--seed", type=int, default=0, help="of the random strategy, and among equal examples")
     select_.add_argument("--output", type=Path, required=True, metavar="FILE", help="where the ids go")
 
-    plot = _command(commands, "plot", _plot, "draw the data map", "t3vis plot runs/demo.zarr --output data_map.png")
+    plot = _command(
+        commands,
+        "plot",
+        _plot,
+        "draw the data map, or the layers, or the classes",
+        "t3vis plot runs/demo.zarr --output data_map.png",
+    )
     _run_and_split(plot)
+    plot.add_argument(
+        "--what", choices=["data-map", "layers", "drift", "classes"], default="data-map", help="what (%(default)s)"
+    )
     plot.add_argument("--output", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: beside the run)")
     plot.add_argument("--suspects", type=int, default=0, metavar="N", help="ring the N most suspicious examples")
 
@@ -359,24 +368,40 @@ def table(rows: Sequence[dict[str, str]], width: int) -> str:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from t3vis.plots import plot_data_map, write_figure  # matplotlib is an extra
+    from t3vis.plots import write_figure  # matplotlib is an extra
 
     run = open_run(options.run)
     split = split_of(run, options.split)
+    figure = _figure(run, split, options)
+    beside = run.path.parent if isinstance(run.path, Path) else Path()
+    output = options.output or beside / f"{Path(options.run).stem}-{split.name}-{options.what}.png"
+    write_figure(figure, output)
+    print(f"{options.what.replace('-', ' ')} written to {output}")
+
+
+def _figure(run: t3vis.Run, split: Split, options: argparse.Namespace) -> Any:
+    from t3vis.plots import plot_data_map
+    from t3vis.plots_layers import plot_cka, plot_classes, plot_layers
+
+    title = f"{Path(options.run).stem}: {split.name}"
+    if options.what == "layers":
+        found = analyzed_separability(run, split)
+        return plot_layers(found.figures["probe_accuracy"], passes=found.passes, layers=found.layers, title=title)
+    if options.what == "drift":
+        drift = analyzed_drift(run, split)
+        return plot_cka(drift.cka, passes=drift.passes, layers=drift.layers, title=title)
     mapped = analyzed_data_map(run, split)
+    if options.what == "classes":
+        labels = split.labels
+        if labels.ndim != 1:
+            raise AnalysisError(f"{split.path} has no classes but several labels or numbers for each example.")
+        return plot_classes(mapped.confidence, labels, class_names=split.class_names, title=title)
     highlight = None
     if options.suspects > 0:
         highlight = analyzed_suspects(run, split).ranking()[: options.suspects]
-    figure = plot_data_map(
-        mapped,
-        title=f"{Path(options.run).stem}: {split.name}",
-        highlight=highlight,
-        highlight_label=f"{options.suspects} most suspicious labels",
+    return plot_data_map(
+        mapped, title=title, highlight=highlight, highlight_label=f"{options.suspects} most suspicious labels"
     )
-    beside = run.path.parent if isinstance(run.path, Path) else Path()
-    output = options.output or beside / f"{Path(options.run).stem}-{split.name}-data-map.png"
-    write_figure(figure, output)
-    print(f"data map written to {output}")
 
 
 def _verify(options: argparse.Namespace) -> None:

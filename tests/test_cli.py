@@ -227,6 +227,14 @@ def test_plot_writes_beside_the_run(in_demo_folder: Path, capsys) -> None:
     assert written.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("what", ["layers", "drift", "classes"])
+def test_plot_draws_layers_and_classes_too(what: str, in_demo_folder: Path, capsys) -> None:
+    assert main(["plot", str(RUN), "--what", what]) == 0
+    written = Path(f"runs/demo-train-{what}.png")
+    assert str(written) in capsys.readouterr().out
+    assert written.read_bytes().startswith(b"\x89PNG")
+
+
 def test_verify_names_what_is_damaged_and_ends_with_status_1(in_demo_folder: Path, capsys) -> None:
     shutil.copytree(RUN, "damaged.zarr")
     shard = next(Path("damaged.zarr/train/logits/c/1").rglob("0/0"))
