@@ -92,9 +92,9 @@ def of_states(n_examples: int) -> dict[str, dict[str, Any]]:
     )
     x, y = (np.concatenate([layer[:256] for layer in layers], axis=1).astype(np.float32) for layers in (before, after))
     assert abs(cka([x], [y])[0, 0] - cka_by_definition(x, y)) < 1e-4, "CKA is not what its definition says"
-    found = best_of_three(lambda: cka(before, after))
+    found = best_of(lambda: cka(before, after), 2)
     in_float32 = [[layer.astype(np.float32) for layer in layers] for layers in (before, after)]
-    products = best_of_three(lambda: all_products(*in_float32))
+    products = best_of(lambda: all_products(*in_float32), 2)
     print(f"  cka {found:.2f} s, its matrix products {products:.2f} s")
     return {"cka_over_products": at_most(found / products, 2)}
 
@@ -189,11 +189,11 @@ def measured_part(part: str, path: Path) -> dict[str, Any]:
     labels = split.labels
     if part == "softmax":
         logits = split.logits[:]
-        seconds = best_of_three(lambda: softmax(logits))
+        seconds = best_of(lambda: softmax(logits), 3)
     elif part == "data_map":
-        seconds = best_of_three(lambda: data_map(split.logits, labels))
+        seconds = best_of(lambda: data_map(split.logits, labels), 3)
     else:
-        seconds = best_of_three(lambda: suspected_errors(split.logits, labels))
+        seconds = best_of(lambda: suspected_errors(split.logits, labels), 3)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     return {"seconds": seconds, "peak_mb": peak}
 
@@ -205,10 +205,10 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return probs
 
 
-def best_of_three(call: Callable[[], Any]) -> float:
-    """Seconds of the fastest of three calls."""
+def best_of(call: Callable[[], Any], n_calls: int) -> float:
+    """Seconds of the fastest call."""
     seconds = []
-    for _ in range(3):
+    for _ in range(n_calls):
         begin = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - begin)

@@ -64,11 +64,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Found:
-    """What became of one case: average precision and precision at n by the name of the score, and seconds."""
+    """What became of one case: average precision and precision at n by the name of the score, and what it took."""
 
     average_precision: dict[str, float]
     precision: dict[str, float]
     seconds: dict[str, float]
+    accuracy: dict[str, float]
+    """Of the predictions against the true labels: how good the models were that the scores come from."""
 
 
 def main() -> None:
@@ -121,7 +123,7 @@ def judged(case: Case, options: argparse.Namespace) -> Found:
         trained_run(case, data, options.model, run)
         seconds["the recorded training"] = time.perf_counter() - begin
         begin = time.perf_counter()
-        scores = scores_of_run(run)
+        scores, predicted = scores_of_run(run)
         seconds["t3vis, all scores"] = time.perf_counter() - begin
     begin = time.perf_counter()
     probs = cross_validated_probs(case, data, options.model)
@@ -133,18 +135,23 @@ def judged(case: Case, options: argparse.Namespace) -> Found:
         {name: average_precision(score, data.flipped) for name, score in scores.items()},
         {name: precision_at_n(score, data.flipped) for name, score in scores.items()},
         seconds,
+        {
+            "recorded, last epoch": float((predicted == data.truth).mean()),
+            "out of sample": float((probs.argmax(axis=1) == data.truth).mean()),
+        },
     )
 
 
-def scores_of_run(path: Path) -> Scores:
-    """Every score that t3vis has, from one recorded training."""
+def scores_of_run(path: Path) -> tuple[Scores, NDArray[np.int64]]:
+    """Every score that t3vis has, from one recorded training, and what the model predicted in its last epoch."""
     from t3vis import open_run
     from t3vis.analyze import analyzed_data_map, analyzed_suspects
 
     run = open_run(path)
     suspects, mapped = analyzed_suspects(run, run.train), analyzed_data_map(run, run.train)
-    last = probs_of(run.train.logits[-1])[np.arange(suspects.n_examples), run.train.labels]
-    return {
+    probs = probs_of(run.train.logits[-1])
+    last = probs[np.arange(suspects.n_examples), run.train.labels]
+    scores = {
         DEFAULT: suspects.score,
         "self-confidence, last epoch": 1 - last,
         "low confidence over epochs": 1 - suspects.self_confidence,
@@ -156,6 +163,7 @@ def scores_of_run(path: Path) -> Scores:
         "forgetting events": np.where(mapped.never_learned, np.inf, mapped.forgetting_events),
         "variability": mapped.variability,
     }
+    return scores, probs.argmax(axis=1)
 
 
 def scores_of_cleanlab(probs: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
@@ -181,9 +189,11 @@ def average_precision(score: NDArray[np.float64], flipped: NDArray[np.bool_]) ->
 
 
 def precision_at_n(score: NDArray[np.float64], flipped: NDArray[np.bool_]) -> float:
-    """Share of flipped labels among the first n; of equal scores those that are flipped come last."""
-    order = np.lexsort((flipped, -score))
-    return float(flipped[order[: flipped.sum()]].mean())
+    """Share of flipped labels among the first n, expected where the n-th score is that of several examples."""
+    n = int(flipped.sum())
+    last = np.sort(score)[-n]
+    above, equal = score > last, score == last
+    return float(flipped[above].sum() + (n - above.sum()) * flipped[equal].mean()) / n
 
 
 def report(title: str, found: list[Found]) -> None:
@@ -195,6 +205,8 @@ def report(title: str, found: list[Found]) -> None:
         print(f"  {name:<52} {means[name]:17.3f} {precision:5.3f}")
     spent = {name: np.mean([each.seconds[name] for each in found]) for name in found[0].seconds}
     print("  seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
+    right = {name: np.mean([each.accuracy[name] for each in found]) for name in found[0].accuracy}
+    print("  accuracy on true labels: " + ", ".join(f"{name} {share:.3f}" for name, share in right.items()))
 
 
 def figures(found: list[Found]) -> dict[str, dict[str, Any]]:
@@ -326,7 +338,7 @@ def fitted(case: Case, data: Data, model: str, examples: NDArray[np.int64], call
             model=AutoModelForSequenceClassification.from_pretrained(model, num_labels=data.n_classes),
             args=TrainingArguments(
                 output_dir=folder,
-                num_train_epochs=2 if case.is_quick else N_EPOCHS[case.dataset],
+                num_train_epochs=4 if case.is_quick else N_EPOCHS[case.dataset],
                 learning_rate=LEARNING_RATE[case.dataset],
                 warmup_steps=0.1,
                 per_device_train_batch_size=BATCH_SIZE,

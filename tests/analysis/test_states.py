@@ -3,7 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t3vis.analysis.states import MeanDirection, state_chunks
+from t3vis.analysis.drift import cka, displacement
+from t3vis.analysis.nearest import nearest_neighbours
+from t3vis.analysis.outliers import mahalanobis
+from t3vis.analysis.separability import separability
+from t3vis.analysis.states import CHUNK_SIZE, MeanDirection, state_chunks
 from t3vis.errors import AnalysisError
 
 
@@ -36,6 +40,40 @@ def test_chunks_cover_every_row_once_and_mask_what_was_not_seen():
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values, np.where(np.isfinite(states).all(axis=1, keepdims=True), states, 0))
     assert np.isnan(states[2, 0])
+
+
+class Lazy:
+    """States on a pretended disk: no array, only rows; remembers how many were asked for at a time."""
+
+    def __init__(self, states: np.ndarray):
+        self._states = states
+        self.shape = states.shape
+        self.asked: list[int] = []
+
+    def __getitem__(self, key: slice | np.ndarray) -> np.ndarray:
+        rows = self._states[key].copy()
+        self.asked.append(len(rows))
+        return rows
+
+
+@pytest.mark.parametrize(
+    "analysis",
+    [
+        lambda states, labels: separability(states, labels, max_queries=500, max_references=1000),
+        mahalanobis,
+        lambda states, labels: nearest_neighbours(states, references=np.arange(1000)),
+        lambda states, labels: cka([states], [states]),
+        lambda states, labels: displacement(states, states),
+        lambda states, labels: nearest_neighbours(MeanDirection([states, states]), references=np.arange(1000)),
+    ],
+    ids=["separability", "mahalanobis", "neighbours", "cka", "displacement", "mean direction"],
+)
+def test_states_on_disk_are_never_read_whole(analysis):
+    rng = np.random.default_rng(0)
+    states = Lazy(rng.normal(size=(40_000, 3)).astype(np.float16))
+    analysis(states, rng.integers(0, 3, 40_000))
+    assert 0 < max(states.asked) <= CHUNK_SIZE
+    assert sum(states.asked) >= 40_000
 
 
 def test_errors_say_what_disagrees():
