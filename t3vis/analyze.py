@@ -87,15 +87,19 @@ def analyzed_data_map(run: Run, split: Split, *, burn_in: int = 0, burn_out: int
     Raises
     ------
     AnalysisError
-        If nothing was recorded.
+        If nothing was recorded, or of a task of another kind.
     """
     parameters = {"burn_in": burn_in, "burn_out": burn_out}
     known = _current(run, split, "data_map", parameters)
     if known is not None:
         return DataMap(n_epochs=known.attributes["n_epochs"], **known.columns)
     logits = _Reported(_recorded(split, "logits"), f"data map of {split.name}")
-    map_of = _MAPS[split.attributes["task"]]
-    computed = map_of(logits, split.labels, burn_in=burn_in, burn_out=burn_out)
+    task = split.attributes["task"]
+    if task not in _MAPS:
+        raise AnalysisError(
+            f"{split.path} is a {task.replace('_', ' ')} task; data maps are drawn of {', '.join(_MAPS)} tasks."
+        )
+    computed = _MAPS[task](logits, split.labels, burn_in=burn_in, burn_out=burn_out)
     _keep(run, split, "data_map", computed.as_columns(), parameters, n_epochs=computed.n_epochs)
     return computed
 

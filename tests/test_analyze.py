@@ -229,6 +229,12 @@ def test_other_tasks_have_a_map_of_their_own(tmp_path, task, map_of):
         class_rows(run, run.train)
 
 
+def test_a_task_without_a_map_is_refused_by_name(tmp_path):
+    run = recorded(tmp_path / "run.zarr", task="question_answering")
+    with pytest.raises(AnalysisError, match="is a question answering task; data maps are drawn of single_label"):
+        findings(run, run.train)
+
+
 def test_wrong_labels_are_found_by_the_neighbours_too(tmp_path):
     truth = np.random.default_rng(5).integers(0, 3, 300)
     planted = np.arange(0, 300, 15)
