@@ -7,7 +7,7 @@ carries one int64 tensor of them. Whatever reorders, shards, skips or prefetches
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from t3vis.errors import ConfigurationError
 
 IDS_KEY = "t3vis_example_ids"
-MAX_ID = 2**31 - 1
+MAX_ID = 2**24 - 1  # of a stream that does not say its length: arrays are as long as the largest id
 NOT_A_NUMBER = -(2**63)  # travels in place of an id that is none, and is refused when the rows are recorded
 
 
@@ -118,6 +118,29 @@ def is_instrumented(loader: Any) -> bool:
     return isinstance(getattr(loader, "base_dataloader", loader).collate_fn, IdCollator)
 
 
+class WithoutIds:
+    """A loader as others see it: its batches carry no ids. In all else the loader it wraps."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            take_ids(batch)
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """That of the loader, as accelerate's own loaders have it: others ask whether it is a ``DataLoader``."""
+        return self.loader.__class__
+
+
 def source_dataset(loader: Any) -> Any:
     """The dataset of a loader, without the wrapper."""
     dataset = getattr(loader, "base_dataloader", loader).dataset
@@ -140,11 +163,12 @@ def check_ids(ids: NDArray[np.int64], n_examples: int | None) -> None:
     last = MAX_ID if n_examples is None else n_examples - 1
     wrong = ids[(ids < 0) | (ids > last)]
     if len(wrong):
+        longer = "" if n_examples is not None else " A stream that is longer must say how long (__len__)."
         found = "a value that is no whole number" if wrong[0] == NOT_A_NUMBER else str(wrong[0])
         raise ConfigurationError(
             f"expected example ids from 0 to {last}, found {found} ({len(wrong)} of {len(ids)} in the batch); "
             "number the examples with dataset.map(lambda row, i: {'id': i}, with_indices=True) and name that column: "
-            "RecorderCallback(..., id_column='id')."
+            f"RecorderCallback(..., id_column='id').{longer}"
         )
 
 

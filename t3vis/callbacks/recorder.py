@@ -12,12 +12,22 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import IntervalStrategy, has_length
 
 from t3vis.callbacks.attachment import Attachment, calling_trainer
-from t3vis.callbacks.capture import Batch, Capture, Layers, Pooling
-from t3vis.callbacks.example_ids import check_identity, instrument, is_instrumented, source_dataset, take_ids
+from t3vis.callbacks.batches import Batch
+from t3vis.callbacks.capture import Layers, Pooling
+from t3vis.callbacks.example_ids import (
+    WithoutIds,
+    check_identity,
+    instrument,
+    is_instrumented,
+    source_dataset,
+    take_ids,
+)
 from t3vis.callbacks.examples import TextColumns
-from t3vis.callbacks.processes import on_first_process
+from t3vis.callbacks.hooks import Capture, called_module
+from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
+from t3vis.callbacks.trainers import check_trainer, pairs_examples
 from t3vis.errors import ConfigurationError, RecordingError
 from t3vis.store.codecs import Compression
 from t3vis.store.durable import Durability
@@ -93,6 +103,7 @@ class RecorderCallback(TrainerCallback):
         self._settings = Settings(hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage)
         self._attachment: Attachment | None = None
         self._capture: Capture | None = None
+        self._captured: Any = None  # the Trainer's model that ``_capture`` hooks, perhaps wrapped
         self._session: Session | None = None
         self._began = False  # whether what is at the path was begun, or gone on with, by this recorder
         self._has_trained = False
@@ -155,7 +166,9 @@ class RecorderCallback(TrainerCallback):
         if self._detached:
             return
         self.on_init_end(args, state, control)  # a callback added later, or given to two Trainers
+        check_trainer(self._trainer)
         loader = instrument(kwargs["train_dataloader"], self._settings.id_column)
+        self._trainer.callback_handler.train_dataloader = WithoutIds(loader)
         self._check_evaluation_sets(args)
         own = getattr(self._trainer.get_train_dataloader, "__func__", None) is not Trainer.get_train_dataloader
         dataset = source_dataset(loader) if own else self._trainer.train_dataset
@@ -185,6 +198,28 @@ class RecorderCallback(TrainerCallback):
         if self._session is not None and self._training:
             self._session.save_point()
 
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse an evaluation of a Trainer that this recorder is not attached to; show others its loader without ids.
+
+        Raises
+        ------
+        ConfigurationError
+            If no Trainer, or another one, is attached.
+        """
+        trainer = None if self._detached else calling_trainer(self)
+        if trainer is None:
+            return
+        if self._attachment is None or self._attachment.trainer is not trainer:
+            raise ConfigurationError(
+                "this evaluation cannot be recorded: the Trainer says nothing of itself to a callback that comes after "
+                "it was made, or that another Trainer has been given since; call recorder.attach(trainer) first."
+            )
+        handler = trainer.callback_handler
+        if type(handler.eval_dataloader) is not WithoutIds and is_instrumented(handler.eval_dataloader):
+            handler.eval_dataloader = WithoutIds(handler.eval_dataloader)
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -195,10 +230,15 @@ class RecorderCallback(TrainerCallback):
 
     def _around_train(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            return original(*args, **kwargs)
-        finally:
-            if self._training or self._detaching:  # an exception or Ctrl-C: there was no on_train_end
-                self._end_training()
+            result = original(*args, **kwargs)
+        except BaseException as error:
+            try:
+                self._end_without_event()
+            except RecordingError as later:  # it must not stand in front of what stopped the training
+                error.add_note(f"and when training ended: {later}")
+            raise
+        self._end_without_event()
+        return result
 
     def _around_get_eval_dataloader(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Note on the loader which dataset the user gave; the Trainer takes columns off it."""
@@ -230,46 +270,61 @@ class RecorderCallback(TrainerCallback):
     def _around_training_step(
         self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        with self._recorded(inputs, training=True):
+        with self._recorded(model, inputs, training=True):
             return original(model, inputs, *args, **kwargs)
 
     def _around_prediction_step(
         self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        with self._recorded(inputs, training=False):
+        with self._recorded(model, inputs, training=False):
             return original(model, inputs, *args, **kwargs)
 
     @contextmanager
-    def _recorded(self, inputs: Any, *, training: bool) -> Iterator[None]:
-        """Take the ids out of a micro-batch, and its forward pass as theirs."""
+    def _recorded(self, model: Any, inputs: Any, *, training: bool) -> Iterator[None]:
+        """Take the ids out of a micro-batch, and its forward pass by the model as theirs."""
         ids, session = take_ids(inputs), self._session
         opened = session.open_pass(training=training) if session is not None and self._is_active else None
         if ids is None or session is None or opened is None:
             yield
             return
-        names = dict.fromkeys((*self._trainer.label_names, "labels"))
-        labels = next((inputs[name] for name in names if name in inputs), None)
-        main = inputs.get(getattr(self._trainer.model, "main_input_name", "input_ids"))
-        batch = Batch(ids, labels, inputs.get("attention_mask"), main, training)
         try:
-            if training and labels is None and session.is_first(opened.split):
+            batch = self._batch(ids, inputs, training=training)
+            if training and batch.labels is None and not batch.paired and session.is_first(opened.split):
+                names = " or ".join(dict.fromkeys((*self._trainer.label_names, "labels")))
                 raise ConfigurationError(
-                    f"the training batches hold no labels: found {', '.join(inputs)}, expected {' or '.join(names)}; "
+                    f"the training batches hold no labels: found {', '.join(inputs)}, expected {names}; "
                     "add a column of labels to the dataset, or name it in TrainingArguments(label_names=[...])."
                 )
-            capture = self._hooked(session)
-            capture.arm(batch)
+            capture = self._captures(session)
+            capture.arm(batch, called_module(model, capture.model))
             try:
                 yield
             except BaseException:
-                capture.arm(None)
+                capture.disarm(failed=True)
                 raise
             if not capture.disarm():
-                error = RecordingError("the model's forward was not called in this step, or not for a gradient")
+                error = RecordingError(
+                    "the model was not called with the examples of this step, or not for a gradient (an evaluation "
+                    "that only generates has no such call: give it labels, or predict_with_generate=False)"
+                )
                 session.lose(batch, error)
         except ConfigurationError:
             self._abandon(session)
             raise
+
+    def _batch(self, ids: Any, inputs: Any, *, training: bool) -> Batch:
+        trainer = self._trainer
+        names = dict.fromkeys((*trainer.label_names, "labels"))
+        return Batch(
+            ids,
+            next((inputs[name] for name in names if name in inputs), None),
+            inputs.get("attention_mask"),
+            inputs.get(getattr(trainer.model, "main_input_name", "input_ids")),
+            training,
+            position_ids=inputs.get("position_ids"),
+            paired=pairs_examples(trainer),
+            shifted=trainer._loss_shifts_labels,
+        )
 
     # What is open
 
@@ -294,7 +349,8 @@ class RecorderCallback(TrainerCallback):
             )
         if self._session is not None:
             self._session.finish()  # a restart with a smaller batch: nothing may be sealed behind its back
-        self._unhook()
+            wait_for_all(self._trainer)  # the run is not gone on with while another process still writes it
+        self._capture = self._captured = None
         if self._has_trained and start_step == 0:
             self.path = on_first_process(self._trainer, lambda: _free_path(self._first_path))
             self._began = self._has_trained = False
@@ -337,27 +393,26 @@ class RecorderCallback(TrainerCallback):
             return False
         return True
 
-    def _hooked(self, session: Session) -> Capture:
-        """Hooks on the Trainer's model, made anew when the model is another one."""
-        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        if self._capture is None or self._capture.model is not model:
-            self._unhook()
-            wanted = self._settings.hidden_states is not None
-            self._capture = Capture(model, session.take, hidden_states=wanted)
+    def _captures(self, session: Session) -> Capture:
+        """What hooks the Trainer's model, made anew when the model is another one."""
+        trainer = self._trainer
+        if self._capture is None or self._captured is not trainer.model:
+            model, wanted = trainer.accelerator.unwrap_model(trainer.model), self._settings.hidden_states is not None
+            self._capture, self._captured = Capture(model, session.take, hidden_states=wanted), trainer.model
         return self._capture
-
-    def _unhook(self) -> None:
-        if self._capture is not None:
-            self._capture.remove()
-        self._capture = None
 
     def _stop(self) -> None:
         """End of a training or of an evaluation by itself: nothing stays in memory, or on the model."""
         self._has_trained = self._has_trained or self._training
         self._training = False
-        self._unhook()
+        self._capture = self._captured = None
         if self._session is not None:
             self._session.finish()
+
+    def _end_without_event(self) -> None:
+        """After an exception or Ctrl-C, or where the callback was taken off, there was no ``on_train_end``."""
+        if self._training or self._detaching:
+            self._end_training()
 
     def _end_training(self) -> None:
         self._stop()
@@ -367,7 +422,7 @@ class RecorderCallback(TrainerCallback):
     def _abandon(self, session: Session) -> None:
         """After a configuration that cannot be recorded: as if nothing had begun."""
         session.abandon()
-        self._unhook()
+        self._capture = self._captured = None
         self._session, self._training, self._began = None, False, self._began and self.path.exists()
 
     def _release(self) -> None:

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from transformers import Trainer
 
 from t3vis.callbacks import provenance
-from t3vis.callbacks.capture import Batch, accepts, captured
+from t3vis.callbacks.batches import Batch
+from t3vis.callbacks.capture import Captured, captured
 from t3vis.callbacks.example_ids import check_ids
 from t3vis.callbacks.examples import is_readable, text_columns, write_examples, write_vocabulary
+from t3vis.callbacks.hooks import accepts
 from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.settings import Settings
 from t3vis.callbacks.splits import free_name, size_of, split_attributes, split_name, trained_objective
-from t3vis.callbacks.tasks import LOSS_NAME, Task
+from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema
 from t3vis.store.writer import create_run, join_run
@@ -85,7 +87,7 @@ class Session:
             self.trainer, lambda: self._create(train_dataset, start_step, resume=resume, overwrite=overwrite)
         )
         if not self._is_first_rank:
-            self._writer = join_run(path, rank=trainer.args.process_index)
+            self._writer = join_run(path, rank=trainer.args.process_index, n_ranks=trainer.args.world_size)
         if train_dataset is not None:
             self._enter_train(train_dataset)
 
@@ -129,6 +131,7 @@ class Session:
             resume=resume,
             overwrite=overwrite,
             options=self._settings.storage,
+            n_ranks=self.trainer.args.world_size,
         )
 
     def _check_resumable(self, train_dataset: Any) -> None:
@@ -144,8 +147,9 @@ class Session:
         found = write_examples(None, train_dataset, **self._reading(train_dataset, "train"))
         if found != expected["fingerprint"]:
             raise ConfigurationError(
-                f"the training dataset is not the one that {self.path} was recorded from: found "
-                f"{size_of(train_dataset)} examples with fingerprint {found}, expected {expected['n_examples']} with "
+                f"the training dataset is not the one that {self.path} was recorded from: found a "
+                f"{type(train_dataset).__name__} of {size_of(train_dataset)} examples with fingerprint {found}, "
+                f"expected a {expected.get('dataset_type', 'dataset')} of {expected['n_examples']} with "
                 f"{expected['fingerprint']}; train on the same data, in the same order, or record to another path."
             )
 
@@ -236,7 +240,7 @@ class Session:
         """Put the rows of every process on disk, then have the pass sealed."""
         self.flush()
         wait_for_all(self.trainer)
-        if self._is_first_rank and ended is not None and ended.index is not None:
+        if ended is not None and ended.index is not None:
             with self._recording():
                 self._writer.seal(ended.split, ended.index)
 
@@ -301,7 +305,7 @@ class Session:
         rows["step"] = np.full(len(batch.ids), self.trainer.state.global_step, np.int64)
         shapes = row_shapes(rows)
         if self.is_first(split):
-            self._describe(split, taken.task, taken.layers)
+            self._describe(split, taken)
             self._row_shapes[split] = shapes
         self._row_shapes[split] = expected = {**shapes, **self._row_shapes[split]}
         if any(shapes[name] != expected[name] for name in shapes):
@@ -310,25 +314,38 @@ class Session:
             rows.pop(name, None)
         return rows
 
-    def _describe(self, split: str, task: Task, layers: list[int] | None) -> None:
-        """Say in the store what the first micro-batch of a split has shown."""
+    def _describe(self, split: str, taken: Captured) -> None:
+        """Say in the store what the first micro-batch of a split has shown, and aloud what is not recorded."""
         examples = self.path / split / "examples"
         static = [name for name in ("labels", "targets", "length") if schema.node_exists(examples / name)]
         if "labels" in static or "targets" in static:
             static += ["labels", "targets"]  # one of them is known, the other does not apply
         self._static[split] = tuple(static)
-        if self._settings.hidden_states is not None and layers is None:
+        left_out = list(taken.left_out)
+        if self._settings.hidden_states is not None and taken.layers is None:
             takes = accepts(self.trainer.model, "output_hidden_states")
+            left_out.append(f"hidden states{'' if takes else ' (its forward takes no output_hidden_states)'}")
+        if left_out and self._is_first_rank:
+            recorded = ", ".join(name for name in taken.rows if name in schema.PASS_ARRAYS and name not in static)
             logger.warning(
-                "%s returns no hidden states%s; logits and loss are recorded without them.",
+                "%s: not recorded of %s: %s. What is recorded of each example: %s.",
                 type(self.trainer.model).__name__,
-                "" if takes else " (its forward takes no output_hidden_states)",
+                split,
+                "; ".join(left_out),
+                recorded,
             )
-        if self._is_first_rank:
-            arrays: dict[str, Any] = {"loss": {"loss": LOSS_NAME[task], **trained_objective(self.trainer)}}
-            if layers is not None:
-                arrays["hidden_states"] = {"layers": layers, "pooling": self._settings.pooling_name}
-            self._writer.describe(split, {"task": task, "arrays": arrays})
+        if not self._is_first_rank:
+            return
+        arrays: dict[str, Any] = {}
+        if "loss" in taken.rows:
+            arrays["loss"] = {"loss": LOSS_NAME[taken.task], **trained_objective(self.trainer)}
+        if taken.layers is not None:
+            arrays["hidden_states"] = {"layers": taken.layers, "pooling": self._settings.pooling_name}
+        said: dict[str, Any] = {"task": taken.task, "arrays": arrays}
+        if taken.task == "preference":
+            arrays["logits"] = {"logits": PAIR_LOGITS}
+            said["class_names"] = ["chosen", "rejected"]
+        self._writer.describe(split, said)
 
     # Failures
 
@@ -351,7 +368,7 @@ class Session:
                 "store, further failures are not reported. Pass on_error='raise' to stop instead.",
                 self.path,
                 type(error).__name__,
-                error,
+                str(error).removesuffix("."),
             )
 
     @contextmanager

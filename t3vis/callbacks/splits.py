@@ -53,6 +53,7 @@ def split_attributes(trainer: Trainer, kind: SplitKind, dataset: Any, fingerprin
         "mode": kind,
         "n_examples": size_of(dataset),
         "fingerprint": fingerprint,
+        "dataset_type": type(dataset).__name__,
         "dataset_fingerprint": getattr(dataset, "_fingerprint", None),
         "columns": list(getattr(dataset, "column_names", None) or []),
         "label_column": label_column(dataset, labels),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -10,14 +11,30 @@ from torch import Tensor
 
 from t3vis.errors import ConfigurationError
 
-Task = Literal["single_label", "multi_label", "regression"]
+Task = Literal["single_label", "multi_label", "regression", "preference", "other"]
 
 IGNORED_LABEL = -100
-LOSS_NAME: dict[Task, str] = {
+LOSS_NAME: Mapping[Task, str] = {
     "single_label": "cross-entropy, nats",
     "multi_label": "mean binary cross-entropy over classes, nats",
     "regression": "mean squared error over outputs",
+    "other": "mean negative log-likelihood over the tokens that have a label, nats",
 }
+PAIR_LOGITS = "log-probability of the chosen and of the rejected completion, summed over their tokens, nats"
+
+
+def sequence_rows(logits: Tensor, labels: Tensor | None, problem_type: str | None) -> tuple[Task, dict[str, Tensor]]:
+    """The task of a sequence classification head, and what is recorded of its examples."""
+    task = sequence_task(logits, labels, problem_type)
+    rows = {"logits": logits.float()}
+    if labels is not None:
+        labels = labels.to(logits.device)
+        rows["loss"] = unreduced_loss(task, logits, labels)
+        if task == "single_label":
+            rows["labels"] = labels.reshape(-1).long().clamp(min=-1)
+        else:
+            rows["targets"] = labels.reshape(logits.shape).float()
+    return task, rows
 
 
 def sequence_task(logits: Tensor, labels: Tensor | None, problem_type: str | None) -> Task:
@@ -39,8 +56,7 @@ def sequence_task(logits: Tensor, labels: Tensor | None, problem_type: str | Non
     """
     if logits.dim() != 2:
         raise ConfigurationError(
-            f"expected logits of shape (examples, classes), found {tuple(logits.shape)}; this version of t3vis "
-            "records sequence classification (AutoModelForSequenceClassification)."
+            f"expected logits of shape (examples, classes) or (examples, tokens, classes), found {tuple(logits.shape)}."
         )
     named: dict[str, Task] = {
         "single_label_classification": "single_label",

@@ -6,11 +6,13 @@ mantissa bits, which is lossy: a relative error of at most 2**-8. Nothing but hi
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from t3vis.errors import StoreError
 from t3vis.store.shard import Buffer, Codec
 
 Compression = Literal["lz4", "bitround"] | None
@@ -34,6 +36,21 @@ def codec_metadata(compression: Compression, dtype: np.dtype[Any]) -> tuple[dict
         "blocksize": 0,
     }
     return ({"name": "blosc", "configuration": configuration},)
+
+
+def compression_of(path: Path, metadata: dict[str, Any]) -> Compression:
+    """What the chunks of an array are compressed with, given its metadata; values are not rounded anew.
+
+    Raises
+    ------
+    StoreError
+        If it is nothing that t3vis writes.
+    """
+    inner = metadata["codecs"][0]["configuration"]["codecs"][1:]
+    for compression in COMPRESSIONS:
+        if inner == list(codec_metadata(compression, np.dtype(metadata["data_type"]))):
+            return compression
+    raise StoreError(f"{path} is encoded with {inner}; this version of t3vis cannot add a pass to it.")
 
 
 def encoder(compression: Compression, dtype: np.dtype[Any]) -> Codec | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t3vis.store import schema, segments
+from t3vis.store.buffer import Column
 from t3vis.store.layout import segment_rows
-from t3vis.store.sealed import SealedArray, open_sealed
+from t3vis.store.sealed import SealedArray, open_sealed, ragged_rows
+from t3vis.store.shares import without_helpers
 
-_COVERAGE = ("pass", "n_examples", "n_seen", "n_repeated", "n_never", "first_step", "last_step")
+_COUNTED = ("pass", "n_examples", "n_seen", "n_repeated", "n_never", "first_step", "last_step")
+_OF_ROWS = (*_COUNTED, "lineage", "checksums")
 
 
 def committed_passes(split: Path) -> list[int]:
@@ -42,8 +45,21 @@ def commit_of(split: Path, index: int) -> dict[str, Any]:
 
 
 def writer_said(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What the writer said of the pass, without what was counted when it was sealed."""
-    return {key: value for key, value in manifest.items() if key not in _COVERAGE}
+    """What the writer said of the pass, without what the manifest says of the rows that were sealed."""
+    return {key: value for key, value in manifest.items() if key not in _OF_ROWS}
+
+
+def lineage_within(lineage: Sequence[segments.Window], manifest: dict[str, Any]) -> list[segments.Window]:
+    """What of a lineage lies within the steps of a sealed pass."""
+    windows = (window.within(manifest["first_step"], manifest["last_step"]) for window in lineage)
+    return [window for window in windows if window is not None]
+
+
+def lineage_of(manifest: dict[str, Any], otherwise: Sequence[segments.Window]) -> list[segments.Window]:
+    """The attempts that the rows of a sealed training pass are of; ``otherwise`` where the manifest does not say."""
+    if "lineage" in manifest:
+        return [segments.Window(*window) for window in manifest["lineage"]]
+    return lineage_within(otherwise, manifest)
 
 
 def complete_passes(run: Path) -> list[str]:
@@ -68,29 +84,41 @@ def drop_commit(split: Path, index: int) -> None:
 
 def remove_shards(split: Path, index: int) -> None:
     """Delete the sealed rows of a pass that is not committed."""
-    for name in schema.PASS_ARRAYS:
+    for name in schema.STORED_ARRAYS:
         shutil.rmtree(split / name / "c" / str(index), ignore_errors=True)
 
 
-def sealed_rows(split: Path, index: int) -> Iterator[dict[str, NDArray[Any]]]:
+def sealed_rows(split: Path, index: int) -> Iterator[dict[str, Column]]:
     """Rows of a sealed pass that were seen, in the dimensions of segments and of their size."""
     arrays = {
-        key: open_sealed(split / key, 1 + len(spec.leading))
-        for key, spec in schema.PASS_ARRAYS.items()
-        if schema.node_exists(split / key)
+        name: open_sealed(split / name, spec.row_axis)
+        for name, spec in schema.STORED_ARRAYS.items()
+        if schema.node_exists(split / name) and schema.read_metadata(split / name)["shape"][0] > index
     }
     if "step" not in arrays:
         return
     steps = arrays["step"].read_all((index,))
     kept = np.flatnonzero(steps >= 0)
-    n_bytes = sum(
-        array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64)) // max(array.shape[array.row_axis], 1)
-        for array in arrays.values()
-    )
+    n_bytes = sum(_bytes_per_example(name, array, len(steps)) for name, array in arrays.items())
     n_rows = segment_rows(max(n_bytes, 1), None)
     for start in range(0, len(kept), n_rows):
         ids = kept[start : start + n_rows]
-        yield {"example": ids, **{key: _as_in_segment(array, index, ids) for key, array in arrays.items()}}
+        rows: dict[str, Column] = {"example": ids}
+        for name, spec in schema.PASS_ARRAYS.items():
+            if spec.parts[0].name in arrays:
+                stored = [arrays[part.name] for part in spec.parts]
+                if spec.is_ragged:
+                    rows[name] = ragged_rows(stored[0], stored[1], index, ids)
+                else:
+                    rows[name] = _as_in_segment(stored[0], index, ids)
+        yield rows
+
+
+def _bytes_per_example(name: str, array: SealedArray, n_examples: int) -> int:
+    n_values = int(np.prod(array.shape[1:], dtype=np.int64)) // max(array.n_rows, 1)
+    if schema.STORED_ARRAYS[name].rows == "value":
+        n_values = -(-array.n_rows // max(n_examples, 1))
+    return array.dtype.itemsize * n_values
 
 
 def _as_in_segment(array: SealedArray, index: int, ids: NDArray[np.int64]) -> NDArray[Any]:
@@ -100,8 +128,13 @@ def _as_in_segment(array: SealedArray, index: int, ids: NDArray[np.int64]) -> ND
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[int]:
-    """Hold the run's lock: whoever seals has it, and whoever resumes a run waits for it.
+def locked(run: Path, *, wait_for_helpers: bool = True) -> Iterator[int]:
+    """Hold the run's lock: whoever commits passes has it, and whoever resumes a run waits for it.
+
+    Parameters
+    ----------
+    wait_for_helpers
+        Wait also for those who write shares of a pass for another to commit.
 
     Yields
     ------
@@ -112,6 +145,9 @@ def locked(run: Path) -> Iterator[int]:
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for split in segments.split_names(run) if wait_for_helpers else ():
+            with without_helpers(run / split, wait=True):
+                pass
         yield descriptor
     finally:
         os.close(descriptor)

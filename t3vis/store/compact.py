@@ -101,9 +101,9 @@ class _Plan:
 
     def arrays(self) -> Iterator[tuple[str, SealedArray]]:
         """The sealed arrays that are kept."""
-        for name, spec in schema.PASS_ARRAYS.items():
+        for name, spec in schema.STORED_ARRAYS.items():
             if schema.node_exists(self.path / name) and not (name == ROUNDED_ARRAY and self.layers == ()):
-                yield name, open_sealed(self.path / name, 1 + len(spec.leading))
+                yield name, open_sealed(self.path / name, spec.row_axis)
 
     def shards(
         self, name: str, array: SealedArray, index: int
@@ -223,6 +223,9 @@ def _write_split(plan: _Plan, target: Path, meter: Meter) -> None:
     for node in plan.path.glob("*/zarr.json"):
         if node.parent.name not in (*schema.PASS_ARRAYS, "segments", "commits"):
             _copy(node.parent, target / node.parent.name)
+    for name, spec in schema.PASS_ARRAYS.items():
+        if spec.is_ragged and schema.node_exists(plan.path / name):
+            _copy_metadata(plan.path / name, target / name)
     manifests = {index: commit_of(plan.path, index) for index in plan.passes}
     for name, array in plan.arrays():
         write = _writer_of(plan, name, array, target / name, arrays.get(name, {}))
@@ -232,7 +235,7 @@ def _write_split(plan: _Plan, target: Path, meter: Meter) -> None:
                 write(leading, new_leading, rows, file)
                 meter.add(file)
     for index, manifest in manifests.items():
-        folders = [target / name / "c" / str(index) for name in schema.PASS_ARRAYS]
+        folders = [target / name / "c" / str(index) for name in schema.STORED_ARRAYS]
         sealed = {**manifest, "checksums": checksums_below(folders, target)}
         schema.write_metadata(target / "commits" / schema.pass_name(index), schema.group_metadata(sealed))
 

@@ -11,18 +11,19 @@ Durability = Literal["process", "fsync"]
 
 
 def sync_tree(path: Path, run: Path) -> None:
-    """Force everything below ``path``, and the directories that lead to it from the run, to the disk."""
+    """Force everything below ``path``, if it exists, and the directories that lead to it from the run, to the disk."""
     for folder, _, files in os.walk(path, topdown=False):
         for name in files:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
-    for parent in path.parents:
-        _sync(parent)
+            sync_file(Path(folder) / name)
+        sync_file(Path(folder))
+    for parent in filter(Path.exists, path.parents):
+        sync_file(parent)
         if parent == run.parent:
             break
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Force one file, or the names in one directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -88,8 +88,14 @@ class ExamplesWriter:
         A fingerprint of all that was added: the same for the same content in the same order.
         """
         digest = hashlib.blake2b(repr(self._text_columns).encode(), digest_size=16)
+        checksums: dict[str, int] = {}
         for name, array in sorted(self._arrays.items()):
             digest.update(name.encode() + array.close())
+            if self._root is not None:
+                root = self._root
+                checksums |= {file.relative_to(root).as_posix(): crc for file, crc in array.checksums.items()}
+        if self._root is not None:
+            schema.write_metadata(self._root, schema.group_metadata({"checksums": checksums}))
         return digest.hexdigest()
 
     def _group(self, name: str) -> None:
@@ -159,6 +165,7 @@ class _StreamedArray:
         self._layout: RowLayout = row_layout(row_bytes, n_rows)
         self._pending: list[NDArray[Any]] = []
         self._n_pending = self._n_rows = 0
+        self.checksums: dict[Path, int] = {}
         self._hash = hashlib.blake2b(str((like.dtype.str, like.shape[1:])).encode(), digest_size=16)
         self._write_metadata()
 
@@ -202,7 +209,7 @@ class _StreamedArray:
         rows = np.concatenate(self._pending)
         first_shard = (self._n_rows - self._n_pending) // self._layout.shard_rows
         codec = _zstd_encoder() if self._zstd else None
-        write_rows(self._path, (), rows[:count], self._layout, self._fill, codec, first_shard)
+        self.checksums |= write_rows(self._path, (), rows[:count], self._layout, self._fill, codec, first_shard)
         self._pending = [rows[count:]]
         self._n_pending -= count
 

@@ -151,6 +151,32 @@ def problems_of_shard(array: SealedArray, rows: range, file: Path, expected: int
         yield Problem(file, found.what, rows=concerned or None)
 
 
+def offset_problems(
+    offsets: SealedArray, leading: tuple[int, ...], *, n_rows: int | None = None, n_values: range
+) -> Iterator[Problem]:
+    """What is wrong with offsets whose shards are whole: they must rise from 0 to the number of values.
+
+    Parameters
+    ----------
+    n_rows
+        How many of them there are; all of the array if that is not given.
+    n_values
+        How many values there may be.
+    """
+    path, end = as_path(offsets.path), 0
+    n_rows = offsets.n_rows if n_rows is None else n_rows
+    for start in range(0, n_rows, offsets.layout.shard_rows):
+        part = offsets.read(leading, range(start, min(start + offsets.layout.shard_rows, n_rows)))
+        falling = np.flatnonzero(np.diff(part, prepend=end) < 0)
+        if len(falling) or (not start and part[0]):
+            at = start + int(falling[0] if len(falling) else 0)
+            yield Problem(path, "its offsets do not rise from 0 on", rows=range(at, at + 1))
+            return
+        end = int(part[-1])
+    if end not in n_values:
+        yield Problem(path, f"its offsets end at {end}, but there are {n_values.stop - 1} values")
+
+
 def metadata_problem(
     node: Path, *, dims: tuple[str, ...], dtype: str, fill: float | int, row_axis: int, in_one_shard: bool = False
 ) -> str | None:
@@ -182,7 +208,7 @@ def metadata_problem(
     ones, trailing = (1,) * row_axis, shape[row_axis + 1 :]
     expected = schema.array_metadata(
         shape=shape,
-        shard_shape=shape if in_one_shard else (*ones, layout.shard_rows, *trailing),
+        shard_shape=tuple(max(size, 1) for size in shape) if in_one_shard else (*ones, layout.shard_rows, *trailing),
         chunk_shape=(*ones, layout.chunk_rows, *trailing),
         dtype=dtype,
         fill=fill,

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from weakref import WeakSet
 
 from t3vis.errors import StoreError
 from t3vis.store import segments
@@ -26,6 +27,7 @@ class WriterMark:
     def __init__(self, run: Path) -> None:
         self._file = _lock_file(run)
         self._descriptor: int | None = None
+        _marks.add(self)
 
     def hold(self) -> None:
         """Set the mark, if it is not set; waits while the run is being repaired.
@@ -41,6 +43,10 @@ class WriterMark:
         _held.add(descriptor)
         self._forget = weakref.finalize(self, _take_back, descriptor)
 
+    def is_of(self, file: Path) -> bool:
+        """Whether it is a mark on this file."""
+        return self._file.resolve() == file.resolve()
+
     def release(self) -> None:
         """Take the mark back."""
         if self._descriptor is not None:
@@ -49,6 +55,7 @@ class WriterMark:
 
 
 _held: set[int] = set()
+_marks: WeakSet[WriterMark] = WeakSet()
 
 
 def _take_back(descriptor: int) -> None:
@@ -66,6 +73,29 @@ def _close_all() -> None:
 
 
 os.register_at_fork(after_in_child=_close_all)
+
+
+def has_other_writers(run: Path) -> bool:
+    """Whether another process is writing a run, as far as that can be told; marks of this process are taken back.
+
+    A writer of this process that is used again, such as that of a training that was interrupted, sets its mark again.
+    """
+    file = _lock_file(run)
+    for mark in [mark for mark in _marks if mark.is_of(file)]:
+        mark.release()
+    try:
+        descriptor = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system knows no locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextmanager

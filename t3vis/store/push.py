@@ -104,10 +104,15 @@ def _passes(run: Path, split: str) -> Iterator[_Part]:
     for index in committed_passes(run / split):
         commit = f"{split}/commits/{schema.pass_name(index)}"
         stamp = file_stamp(str(run / commit / "zarr.json"))
-        below = tuple(f"{split}/{name}/c/{index}/" for name in schema.PASS_ARRAYS)
-        files = [file for folder in below for file in _shards(run, run / folder)]
-        arrays = sorted({"/".join(file.split("/")[:2]) for file in files})
-        yield _Part([*arrays, f"{split}/commits", commit], files, commit, stamp, below)
+        below, files, nodes = [], [], []
+        for spec in schema.PASS_ARRAYS.values():
+            folders = [f"{split}/{part.name}/c/{index}/" for part in spec.parts]
+            found = [file for folder in folders for file in _shards(run, run / folder)]
+            if found:
+                nodes += sorted({f"{split}/{name}" for name in (spec.name, *(part.name for part in spec.parts))})
+            below += folders
+            files += found
+        yield _Part([*nodes, f"{split}/commits", commit], files, commit, stamp, tuple(below))
 
 
 def _results(run: Path) -> Iterator[_Part]:
@@ -191,7 +196,7 @@ class _Target:
                 manifest, kind = metadata["attributes"], self.nodes[split]["attributes"]["kind"]
                 step = manifest["last_step"] if kind == "train" else manifest["step"] - 1
                 if step >= min(later):
-                    below = tuple(f"{split}/{array}/c/{manifest['pass']}/" for array in schema.PASS_ARRAYS)
+                    below = tuple(f"{split}/{array}/c/{manifest['pass']}/" for array in schema.STORED_ARRAYS)
                     self.take_back(_Part([node], [], node, None, below))
 
     def take_back(self, part: _Part) -> None:
@@ -249,7 +254,7 @@ class _Copying:
                 self._target.take_back(part)
             for batch in _batches(self._run, missing):
                 with ThreadPoolExecutor(_N_THREADS) as pool:
-                    sent = pool.map(partial(self._send, checksums=expected), batch)
+                    sent = pool.map(partial(self._send, part, expected), batch)
                     for file, known in zip(batch, sent, strict=True):
                         self._target.files[file] = known
                         self._count(known[0], copied=True)
@@ -288,11 +293,13 @@ class _Copying:
         self._count(size, copied=False)
         return True
 
-    def _send(self, file: str, checksums: dict[str, int]) -> list[int]:
+    def _send(self, part: _Part, checksums: dict[str, int], file: str) -> list[int]:
         size, changed = _size_and_time(self._run / file)
         content = (self._run / file).read_bytes()
         crc = int(google_crc32c.value(content))
         if crc != checksums.get(file, crc):
+            if file_stamp(str(self._run / part.guard / "zarr.json")) != part.stamp:
+                raise FileNotFoundError(f"{self._run / file} has been replaced since the pass was listed")
             raise StoreError(f"{self._run / file} does not have the checksum that was kept of it; it is damaged.")
         self._target.write(file, content)
         return [len(content), crc, changed if len(content) == size else -1]

@@ -27,7 +27,8 @@ from t3vis.store import schema, segments
 from t3vis.store.commits import commit_of, committed_passes
 from t3vis.store.examples import RaggedColumn, static_array, text_columns, token_ids
 from t3vis.store.indexing import Indices, orthogonal
-from t3vis.store.sealed import N_REMOTE_THREADS, HeldShards, SealedArray, open_sealed
+from t3vis.store.ragged import Ragged
+from t3vis.store.sealed import N_REMOTE_THREADS, HeldShards, SealedArray, open_sealed, ragged_rows
 from t3vis.store.segments import split_names
 from t3vis.store.shard import room
 from t3vis.store.storage import HeldFile, RemotePath, file_stamp, locate, names_in, stamp
@@ -81,8 +82,7 @@ class RunArray:
     def shape(self) -> tuple[int, ...]:
         """Sizes of the dimensions, as of now."""
         leading, trailing = self._split._row_shape(self.name)
-        n_passes = max((index + 1 for index in self._split._indices()), default=0)
-        return (n_passes, *leading, self._split.n_examples, *trailing)
+        return (self._split._n_passes(), *leading, self._split.n_examples, *trailing)
 
     @property
     def ndim(self) -> int:
@@ -97,12 +97,7 @@ class RunArray:
     @property
     def attributes(self) -> dict[str, Any]:
         """Meaning, mode, and what was chosen when recording."""
-        of_split = self._split.attributes
-        return {
-            "description": self._spec.meaning,
-            "mode": of_split["mode"],
-            **of_split["arrays"].get(self.name, {}),
-        }
+        return self._split._array_attributes(self._spec)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -130,6 +125,59 @@ class RunArray:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{dim}: {size}" for dim, size in zip(self.dims, self.shape, strict=True))
         return f"<{self.name} ({sizes}) {self.dtype}>"
+
+
+class RaggedRunArray:
+    """One ragged array over all passes of a split, such as one value per token of each example.
+
+    Examples
+    --------
+    ``run.train.ragged("token_logprob")[-1]`` is the last epoch as ``Ragged`` rows, ``[-1, 17]`` the values of one
+    example in it, ``[-1, [3, 5]]`` the rows of two, and ``[:, 17]`` a list of its values in every pass.
+    """
+
+    def __init__(self, split: Split, name: str) -> None:
+        self.name = name
+        self._split = split
+        self._spec = schema.PASS_ARRAYS[name]
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the dimensions; the length of the last one differs from row to row."""
+        return (*self._spec.dims(self._split.kind), "token")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Passes and examples, as of now."""
+        return self._split._n_passes(), self._split.n_examples
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return np.dtype(self._spec.dtype)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Meaning, mode, and what was chosen when recording."""
+        return self._split._array_attributes(self._spec)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        passes, examples = key if isinstance(key, tuple) and len(key) == 2 else (key, slice(None))
+        if isinstance(passes, slice):
+            return [self[index, examples] for index in range(len(self))[passes]]
+        if not isinstance(passes, int | np.integer):
+            raise IndexError(f"{key!r} is no index: expected a pass, or a pass and examples")
+        wanted, remainder = orthogonal((passes, examples), self.shape)
+        if len(wanted) != 2 or np.ndim(remainder[1]) > 1:
+            raise IndexError(f"{key!r} is no index: expected a pass, or a pass and one dimension of examples")
+        return self._split._read_ragged(self._spec, int(wanted[0][0]), wanted[1])[remainder[1]]
+
+    def __repr__(self) -> str:
+        n_passes, n_examples = self.shape
+        return f"<{self.name} ({self.dims[0]}: {n_passes}, example: {n_examples}, token: ragged) {self.dtype}>"
 
 
 class Split:
@@ -171,8 +219,13 @@ class Split:
 
     @property
     def arrays(self) -> list[str]:
-        """Names of the arrays recorded so far."""
-        return [name for name in schema.PASS_ARRAYS if self._has(name)]
+        """Names of the arrays recorded so far, but for the ragged ones."""
+        return [name for name, spec in schema.PASS_ARRAYS.items() if not spec.is_ragged and self._has(name)]
+
+    @property
+    def ragged_arrays(self) -> list[str]:
+        """Names of the arrays recorded so far that hold one value for each token."""
+        return [name for name, spec in schema.PASS_ARRAYS.items() if spec.is_ragged and self._has(name)]
 
     @property
     def logits(self) -> RunArray:
@@ -213,13 +266,19 @@ class Split:
         StoreError
             If nothing of that name has been recorded.
         """
-        if name not in self._recorded:
-            if not self._has(name):
-                raise StoreError(
-                    f"{self.path} holds no {name} (yet); recorded are: {', '.join(self.arrays) or 'no arrays'}."
-                )
-            self._recorded.add(name)
+        self._check_recorded(name, is_ragged=False)
         return RunArray(self, name)
+
+    def ragged(self, name: str) -> RaggedRunArray:
+        """One of ``ragged_arrays`` by name.
+
+        Raises
+        ------
+        StoreError
+            If nothing of that name has been recorded.
+        """
+        self._check_recorded(name, is_ragged=True)
+        return RaggedRunArray(self, name)
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -290,6 +349,7 @@ class Split:
                 name: self.array(name)[(..., example_id, *(slice(None) for _ in schema.PASS_ARRAYS[name].trailing))]
                 for name in self.arrays
             },
+            ragged={name: self.ragged(name)[:, example_id] for name in self.ragged_arrays},
             class_names=names,
         )
 
@@ -297,6 +357,7 @@ class Split:
         """A few lines of text: examples, arrays, passes and what is missing."""
         lines = [f"{self.name}: {self.n_examples:,} examples, recorded in {self.attributes['mode']} mode"]
         lines += [f"  {self.array(name)!r}" for name in self.arrays]
+        lines += [f"  {self.ragged(name)!r}" for name in self.ragged_arrays]
         for record in self.passes:
             what = f"epoch {record.epoch:g}" if self.kind == "train" else f"evaluation at epoch {record.epoch:g}"
             gaps = f", {record.n_never:,} never" if record.n_never else ""
@@ -307,6 +368,28 @@ class Split:
 
     def __repr__(self) -> str:
         return f"<{self.name} of {self._run_path.name}: {self.n_examples:,} examples, {len(self._indices())} passes>"
+
+    # What has been recorded
+
+    def _check_recorded(self, name: str, *, is_ragged: bool) -> None:
+        if name in self._recorded:
+            return
+        recorded = self.ragged_arrays if is_ragged else self.arrays
+        if name not in recorded:
+            others = self.arrays if is_ragged else self.ragged_arrays
+            hint = f" {name} is asked for by {'array' if is_ragged else 'ragged'}({name!r})." if name in others else ""
+            found = ", ".join(recorded) or "none"
+            kind = "ragged arrays" if is_ragged else "arrays"
+            raise StoreError(f"{self.path} holds no {name} (yet) among its {kind}: {found}.{hint}")
+        self._recorded.add(name)
+
+    def _array_attributes(self, spec: schema.ArraySpec) -> dict[str, Any]:
+        of_split = self.attributes
+        said = of_split["arrays"].get(spec.name, {})
+        return {"description": spec.meaning, "mode": of_split["mode"], **said}
+
+    def _n_passes(self) -> int:
+        return max((index + 1 for index in self._indices()), default=0)
 
     # How passes are found
 
@@ -470,6 +553,25 @@ class Split:
             )
             self._check_unchanged(index, sealed.stamp)
 
+    def _read_ragged(self, spec: schema.ArraySpec, index: int, rows: Indices) -> Ragged:
+        """Rows, in increasing order, of one pass of a ragged array; empty where the array does not have them."""
+        return self._retry(self._ragged_of_pass, spec, index, rows)
+
+    def _ragged_of_pass(self, spec: schema.ArraySpec, index: int, rows: Indices) -> Ragged:
+        sealed = self._sealed_pass(index)
+        if sealed is None:
+            merged = self._merge(index)
+            found = merged.gather_ragged(spec.name)[np.asarray(_below(rows, merged.n_examples), np.int64)]
+            self._check_unchanged(index, None)
+        else:
+            values, offsets = (self._sealed_array(sealed, part) for part in spec.parts)
+            within = _below(rows, 0 if values is None or offsets is None else offsets.n_rows - 1)
+            found = Ragged.of([], spec.dtype)
+            if values is not None and offsets is not None:
+                found = ragged_rows(values, offsets, index, within)
+            self._check_unchanged(index, sealed.stamp)
+        return found.with_empty_rows(len(rows) - len(found))
+
     def _each(self, reads: Iterable[Callable[[], None]]) -> None:
         """Do these one after another, or where that means to wait for each, all at once."""
         if isinstance(self.path, RemotePath):
@@ -583,7 +685,8 @@ class Example:
     """One example: what it is, and its trajectory.
 
     ``arrays`` holds, for each recorded array, its values over the passes, such as ``loss`` of shape (n_passes,),
-    ``logits`` (n_passes, n_classes) and ``hidden_states`` (n_passes, n_layers, hidden).
+    ``logits`` (n_passes, n_classes) and ``hidden_states`` (n_passes, n_layers, hidden). ``ragged`` holds for each
+    ragged array a list of its values in every pass, such as one number per token.
     """
 
     example_id: int
@@ -592,6 +695,7 @@ class Example:
     label: Any
     label_name: str | None
     arrays: dict[str, NDArray[Any]]
+    ragged: dict[str, list[NDArray[Any]]]
     class_names: list[str] | None
 
     @property

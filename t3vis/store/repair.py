@@ -10,7 +10,7 @@ from pathlib import Path
 from t3vis.errors import StoreError
 from t3vis.store import schema, segments
 from t3vis.store.checksums import files_below
-from t3vis.store.commits import committed_passes, complete_passes, locked
+from t3vis.store.commits import commit_of, committed_passes, complete_passes, lineage_of, locked
 from t3vis.store.liveness import without_writers
 from t3vis.store.seal import seal_pass
 
@@ -89,13 +89,12 @@ def _remove(path: Path) -> Iterator[Path]:
         for commit in split.glob("commits/p*"):
             if not schema.node_exists(commit):
                 yield _without(commit)
-        for segment in split.glob("segments/*/p*_*"):
-            example = segment / schema.EXAMPLE_ID.name / "c" / "0"
-            counts = example.exists() and int(segment.name.split("_")[0][1:]) not in committed
-            if not counts:
-                example.unlink(missing_ok=True)  # first, so that the segment is never seen in part
-                yield _without(segment)
-        for array in schema.PASS_ARRAYS:
+        yield from (_without(note.parent) for note in list(split.glob("segments/*/share_*/zarr.json")))
+        yield from segments.remove_unfinished(split)
+        for index in committed:
+            sealed = lineage_of(commit_of(split, index), segments.lineage(path))
+            yield from segments.remove_sealed(split, index, sealed)
+        for array in schema.STORED_ARRAYS:
             for shards in (split / array / "c").glob("*"):
                 if shards.name.isdecimal() and int(shards.name) not in committed:
                     yield _without(shards)

@@ -52,7 +52,8 @@ class Node(Protocol):
 class ArraySpec:
     """One array of a split: what a row of it is and means.
 
-    ``leading`` are the dimensions before the example (beside the pass), ``trailing`` those after it.
+    ``leading`` are the dimensions before that of the rows (beside the pass), ``trailing`` those after it. A ragged
+    array, whose rows are of different lengths, is stored as the arrays that are its ``parts``.
     """
 
     name: str
@@ -61,14 +62,37 @@ class ArraySpec:
     meaning: str
     leading: tuple[str, ...] = ()
     trailing: tuple[str, ...] = ()
+    rows: str = "example"
+    is_ragged: bool = False
 
     def dims(self, kind: SplitKind) -> tuple[str, ...]:
         """Dimensions of the sealed array, outermost first."""
-        return (PASS_DIM[kind], *self.leading, "example", *self.trailing)
+        return (PASS_DIM[kind], *self.leading, self.rows, *self.trailing)
 
     def segment_dims(self) -> tuple[str, ...]:
         """Dimensions of the array in a segment, whose rows are in order of arrival."""
-        return (*self.leading, "row", *self.trailing)
+        return (*self.leading, "row" if self.rows == "example" else self.rows, *self.trailing)
+
+    @property
+    def row_axis(self) -> int:
+        """Which axis of the sealed array counts rows."""
+        return 1 + len(self.leading)
+
+    def n_rows(self, n_examples: int) -> int | None:
+        """Size of that axis; ``None`` where the number of examples does not tell."""
+        return {"example": n_examples, "offset": n_examples + 1}.get(self.rows)
+
+    @property
+    def parts(self) -> tuple[ArraySpec, ...]:
+        """The arrays that it is stored as: itself, or the values and offsets of a ragged array."""
+        if not self.is_ragged:
+            return (self,)
+        values = ArraySpec(f"{self.name}/values", self.dtype, self.fill, f"{self.meaning}; {_VALUES}", rows="value")
+        return values, ArraySpec(f"{self.name}/offsets", "<i8", -1, _OFFSETS, rows="offset")
+
+
+_VALUES = "values of one example after those of another"
+_OFFSETS = "where the values of each example begin, and after the last one where they end; -1 beyond that"
 
 
 PASS_ARRAYS: dict[str, ArraySpec] = {
@@ -130,8 +154,54 @@ PASS_ARRAYS: dict[str, ArraySpec] = {
             -1,
             "tokens of the example that are not padding, recorded where the dataset has no token ids; -1 where unknown",
         ),
+        ArraySpec(
+            "token_position",
+            "<i4",
+            -1,
+            "position of each scored token in the example's labels, padding included; tokens whose label is -100 are "
+            "not scored",
+            is_ragged=True,
+        ),
+        ArraySpec(
+            "token_label",
+            "<i4",
+            -1,
+            "gold class, or token id, of each scored token",
+            is_ragged=True,
+        ),
+        ArraySpec(
+            "token_prediction",
+            "<i4",
+            -1,
+            "class, or token id, with the largest logit at each scored token",
+            is_ragged=True,
+        ),
+        ArraySpec(
+            "token_logprob",
+            "<f4",
+            np.nan,
+            "log-probability, in nats, of the gold class or token at each scored token; its negative is the loss there",
+            is_ragged=True,
+        ),
+        ArraySpec(
+            "token_entropy",
+            "<f4",
+            np.nan,
+            "entropy, in nats, of the predicted distribution at each scored token",
+            is_ragged=True,
+        ),
+        ArraySpec(
+            "token_rank",
+            "<i4",
+            -1,
+            "how many tokens were predicted with a larger logit than the gold one, at each scored token",
+            is_ragged=True,
+        ),
     )
 }
+
+STORED_ARRAYS: dict[str, ArraySpec] = {part.name: part for spec in PASS_ARRAYS.values() for part in spec.parts}
+"""The arrays of a pass as they are stored, by their path in the split: ragged ones as values and offsets."""
 
 EXAMPLE_ID = ArraySpec("example", "<i8", -1, "id of the example that each row of the segment belongs to")
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from t3vis.errors import StoreError
 from t3vis.store import schema
 from t3vis.store.layout import RowLayout
+from t3vis.store.ragged import Ragged, positions
 from t3vis.store.shard import Buffer, Codec, RowNumbers, Shard, ShardFile, pieces, read_from_shard, room
 from t3vis.store.storage import RemotePath, open_shard
 
@@ -197,6 +198,32 @@ class SealedArray:
         where = "".join(f"{dim} {index}, " for dim, index in zip(self.dims, leading, strict=False))
         dim = "rows" if self.dims[self.row_axis] == "row" else f"{self.dims[self.row_axis]}s"
         return StoreError(f"{error} It holds {self.path.name}, {where}{dim} {first} to {last}.")
+
+
+def ragged_rows(values: SealedArray, offsets: SealedArray, index: int, rows: RowNumbers) -> Ragged:
+    """Rows of one pass of a ragged array, in increasing order; those beyond what the pass has are empty.
+
+    Raises
+    ------
+    StoreError
+        If a shard is damaged, or what is there are not offsets.
+    """
+    numbers = np.asarray(rows, np.int64)
+    edges = np.union1d(numbers, numbers + 1)
+    bounds = np.full(len(edges), -1, np.int64)
+    inside = edges < offsets.n_rows
+    bounds[inside] = offsets.take((index,), edges[inside])
+    starts, stops = (bounds[np.searchsorted(edges, numbers + end)] for end in (0, 1))
+    starts = np.where(stops < 0, 0, starts)
+    lengths = np.where(stops < 0, 0, stops - starts)
+    if min(lengths.min(initial=0), starts.min(initial=0)) < 0 or stops.max(initial=0) > values.n_rows:
+        raise StoreError(f"{offsets.path}, pass {index}, holds no offsets of {values.n_rows} values; it is damaged.")
+    if len(edges) == len(numbers) + 1:  # neighbours
+        begin = int(starts[0])
+        content = values.read((index,), range(begin, begin + int(lengths.sum())))
+    else:
+        content = values.take((index,), positions(starts, lengths))
+    return Ragged.with_lengths(content, lengths)
 
 
 def open_sealed(path: schema.Node, row_axis: int, *, held: HeldShards | None = None) -> SealedArray:

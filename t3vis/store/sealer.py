@@ -11,16 +11,29 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
+from t3vis.store import shares
 from t3vis.store.commits import locked
 
 logger = logging.getLogger(__name__)
 
 
 class Sealer:
-    """Runs ``python -m t3vis.store.seal`` in the background, one at a time."""
+    """Runs ``python -m t3vis.store.seal`` in the background, one at a time.
 
-    def __init__(self, run: Path) -> None:
+    Parameters
+    ----------
+    run
+        The run.
+    own
+        Name of this process's directory among the segments.
+    share, n_shares
+        Which process this is, and among how many the work is divided; the first one commits.
+    """
+
+    def __init__(self, run: Path, own: str = "", *, share: int = 0, n_shares: int = 1) -> None:
         self._run = run
+        self._arguments = ["--share", f"{share}/{n_shares}", "--own", own]
+        self._share = share
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
 
@@ -32,8 +45,21 @@ class Sealer:
     def start(self, passes: list[str]) -> None:
         """Begin to seal ``split:pass`` after ``split:pass``, after whatever is being sealed now."""
         self.wait()
-        if not passes:
-            return
+        if passes:
+            with ExitStack() as stack:
+                if not self._share:
+                    self._spawn(passes, [stack.enter_context(locked(self._run, wait_for_helpers=False))])
+                    return
+                joined = {name: shares.join(self._run / name) for name in {_split_of(key) for key in passes}}
+                held = [descriptor for descriptor in joined.values() if descriptor is not None]
+                for descriptor in held:
+                    stack.callback(os.close, descriptor)  # the subprocess has its own
+                helped = [key for key in passes if joined[_split_of(key)] is not None]
+                if helped:
+                    self._spawn(helped, held)
+
+    def _spawn(self, passes: list[str], held: list[int]) -> None:
+        """Start the subprocess; it holds the locks that these descriptors stand for, also if this process dies."""
         package_root = str(Path(__file__).parents[2])
         environment = {
             **os.environ,
@@ -41,15 +67,15 @@ class Sealer:
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }
-        with ExitStack() as on_failure, locked(self._run) as lock:
+        with ExitStack() as on_failure:
             output = on_failure.enter_context(tempfile.TemporaryFile())
             self._process = subprocess.Popen(  # noqa: S603  our own module
-                [sys.executable, "-m", "t3vis.store.seal", str(self._run), *passes],
+                [sys.executable, "-m", "t3vis.store.seal", str(self._run), *self._arguments, *passes],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=environment,
-                pass_fds=(lock,),  # it keeps the lock, also if this process dies
+                pass_fds=held,
                 start_new_session=True,  # Ctrl-C in the trainer must not reach it
             )
             on_failure.pop_all()
@@ -68,3 +94,7 @@ class Sealer:
             logger.warning(
                 "sealing %s ended with code %d; the run stays readable from its segments. %s", self._run, code, said
             )
+
+
+def _split_of(key: str) -> str:
+    return key.rpartition(":")[0]

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from t3vis.errors import StoreError
 from t3vis.store import schema
+from t3vis.store.buffer import Rows
 from t3vis.store.durable import sync_tree
+from t3vis.store.ragged import Ragged, offsets_of, positions
 from t3vis.store.shard import Buffer, ShardFile, as_bytes, shard_path, write_shard
 
 _NO_LIMIT = int(np.iinfo(np.int64).max)
@@ -70,22 +72,41 @@ class Segment:
         shape = self.array_shape(spec.name)
         n_leading = len(spec.leading)
         trailing = shape[n_leading + 1 :]
-        rows = np.empty((self.n_rows, *trailing), spec.dtype)
+        n_rows = self.n_rows if spec.rows == "example" else shape[n_leading]
+        rows = np.empty((n_rows, *trailing), spec.dtype)
+        if not rows.size:
+            return rows
         path = shard_path(self.path / spec.name, (0,) * n_leading, 0, len(trailing))
         with ShardFile(path, shape[0] if n_leading else 1) as shard:
             span = shard.chunk_span(leading)
             if span is None or span[1] != rows.nbytes:
                 raise StoreError(
-                    f"{shard.path} holds {0 if span is None else span[1]} bytes for {self.n_rows} rows of "
+                    f"{shard.path} holds {0 if span is None else span[1]} bytes for {n_rows} rows of "
                     f"{spec.name}, expected {rows.nbytes}; the segment is damaged."
                 )
             shard.read_into(rows, span[0])
         return rows
 
+    def read_ragged(self, spec: schema.ArraySpec) -> Ragged:
+        """Rows of one ragged array."""
+        values, offsets = spec.parts
+        return Ragged(self.read(values), self.read_offsets(offsets))
 
-def write_segment(
-    path: Path, rows: Mapping[str, NDArray[Any]], attributes: dict[str, Any], *, durable_in: Path | None = None
-) -> None:
+    def read_offsets(self, spec: schema.ArraySpec) -> NDArray[np.int64]:
+        """Where the values of each row of a ragged array begin and end, shape (n_rows + 1,).
+
+        Raises
+        ------
+        StoreError
+            If they are not offsets.
+        """
+        offsets = self.read(spec)
+        if len(offsets) != self.n_rows + 1 or offsets[0] or (np.diff(offsets) < 0).any():
+            raise StoreError(f"{self.path / spec.name} are not the offsets of {self.n_rows} rows; it is damaged.")
+        return offsets
+
+
+def write_segment(path: Path, rows: Rows, attributes: dict[str, Any], *, durable_in: Path | None = None) -> None:
     """Write one segment; it exists for readers once ``example`` is there.
 
     Parameters
@@ -97,26 +118,36 @@ def write_segment(
     """
     schema.write_metadata(path, schema.group_metadata(attributes))
     for name in sorted(rows, key=lambda name: name == schema.EXAMPLE_ID.name):
-        spec = schema.spec_of(name)
-        array = np.ascontiguousarray(rows[name], spec.dtype)
-        layers = array if spec.leading else array[None]
-        chunk_shape = (1, *array.shape[1:]) if spec.leading else array.shape
-        metadata = schema.array_metadata(
-            shape=array.shape,
-            shard_shape=array.shape,
-            chunk_shape=chunk_shape,
-            dtype=spec.dtype,
-            fill=spec.fill,
-            dims=spec.segment_dims(),
-            attributes={"description": spec.meaning},
-        )
-        chunks: list[Buffer | None] = [as_bytes(layer) for layer in layers]
-        schema.write_metadata(path / name, metadata)
+        spec, column = schema.spec_of(name), rows[name]
         if durable_in is not None and spec is schema.EXAMPLE_ID:
             sync_tree(path, durable_in)  # what the ids vouch for comes before them
-        write_shard(_shard_of(path, spec, array.ndim), chunks)
+        if isinstance(column, Ragged):
+            schema.write_metadata(path / name, schema.group_metadata({"description": spec.meaning}))
+            for part, array in zip(spec.parts, (column.values, column.offsets), strict=True):
+                _write_array(path, part, array)
+        else:
+            _write_array(path, spec, column)
     if durable_in is not None:
         sync_tree(path / schema.EXAMPLE_ID.name, durable_in)
+
+
+def _write_array(segment: Path, spec: schema.ArraySpec, rows: NDArray[Any]) -> None:
+    """Write an array as one shard of one chunk for each layer; one without rows has no chunk."""
+    array = np.ascontiguousarray(rows, spec.dtype)
+    layers = array if spec.leading else array[None]
+    shard_shape = tuple(max(size, 1) for size in array.shape)
+    metadata = schema.array_metadata(
+        shape=array.shape,
+        shard_shape=shard_shape,
+        chunk_shape=(1, *shard_shape[1:]) if spec.leading else shard_shape,
+        dtype=spec.dtype,
+        fill=spec.fill,
+        dims=spec.segment_dims(),
+        attributes={"description": spec.meaning},
+    )
+    chunks: list[Buffer | None] = [as_bytes(layer) if layer.size else None for layer in layers]
+    schema.write_metadata(segment / spec.name, metadata)
+    write_shard(_shard_of(segment, spec, array.ndim), chunks)
 
 
 def _shard_of(segment: Path, spec: schema.ArraySpec, ndim: int) -> Path:
@@ -202,12 +233,22 @@ def holds(
     return held
 
 
-def remove_sealed(split: Path, index: int, lineage: Sequence[Window]) -> None:
+def remove_sealed(split: Path, index: int, lineage: Sequence[Window]) -> list[Path]:
     """Delete the segments of a sealed pass whose rows are in the sealed arrays, and what dead processes left.
 
     Segments with rows that are superseded, and so nowhere else, stay: a later attempt may go on from a checkpoint
     after them.
+
+    Parameters
+    ----------
+    lineage
+        The attempts that the rows of the sealed pass are of; see ``commits.lineage_of``.
+
+    Returns
+    -------
+    The segments that are gone.
     """
+    removed = []
     windows = {window.attempt: window for window in lineage}
     for path in split.glob(f"segments/*/{schema.pass_name(index)}_*"):
         if _is_complete(path) and split.name == "train":
@@ -216,6 +257,16 @@ def remove_sealed(split: Path, index: int, lineage: Sequence[Window]) -> None:
             if window is None or attributes.get("last_step", -1) >= window.stop:
                 continue
         _remove(path)
+        removed.append(path)
+    return removed
+
+
+def remove_unfinished(split: Path) -> list[Path]:
+    """Delete what processes that died have left of segments; returns what is gone."""
+    unfinished = [path for path in split.glob("segments/*/p*_*") if not _is_complete(path)]
+    for path in unfinished:
+        _remove(path)
+    return unfinished
 
 
 @dataclass(frozen=True)
@@ -256,7 +307,7 @@ class Merge:
         for segment in self.segments:
             for name, spec in schema.PASS_ARRAYS.items():
                 if name not in shapes and segment.has(name):
-                    shape = segment.array_shape(name)
+                    shape = () if spec.is_ragged else segment.array_shape(name)
                     shapes[name] = shape[: len(spec.leading)] + shape[len(spec.leading) + 1 :]
         return shapes
 
@@ -281,11 +332,7 @@ class Merge:
         spec = schema.PASS_ARRAYS[name]
         if name == "visits":
             return self.visits
-        sources = [
-            (segment, kept, targets)
-            for segment, kept, targets in zip(self.segments, self.kept, self.targets, strict=True)
-            if len(kept) and segment.has(name)
-        ]
+        sources = self._sources(name)
         if out is None:
             out = np.empty((self.n_examples, *trailing), spec.dtype)
             if sum(len(kept) for _, kept, _ in sources) < self.n_examples:
@@ -293,6 +340,31 @@ class Merge:
         for segment, kept, targets in sources:
             out[targets] = _kept(segment.read(spec, layer), kept)
         return out
+
+    def gather_ragged(self, name: str) -> Ragged:
+        """One ragged array in order of example, of ``n_examples`` rows; those of examples that were not seen are empty.
+
+        The values of one segment at a time are in memory beside the result.
+        """
+        spec = schema.PASS_ARRAYS[name]
+        sources = self._sources(name)
+        lengths = np.zeros(self.n_examples, np.int64)
+        for segment, kept, targets in sources:
+            lengths[targets] = np.diff(segment.read_offsets(spec.parts[1]))[kept]
+        offsets = offsets_of(lengths)
+        values = np.empty(offsets[-1], spec.dtype)
+        for segment, kept, targets in sources:
+            rows = segment.read_ragged(spec)[kept]
+            values[positions(offsets[targets], rows.lengths)] = rows.values
+        return Ragged(values, offsets)
+
+    def _sources(self, name: str) -> list[tuple[Segment, NDArray[np.int32], NDArray[np.integer]]]:
+        """Segments that have rows of an array that count: which rows, and whose."""
+        return [
+            (segment, kept, targets)
+            for segment, kept, targets in zip(self.segments, self.kept, self.targets, strict=True)
+            if len(kept) and segment.has(name)
+        ]
 
 
 def _kept(rows: NDArray[Any], kept: NDArray[np.int32]) -> NDArray[Any]:
@@ -387,6 +459,11 @@ class Window:
     start: int
     stop: int
 
+    def within(self, first_step: int, last_step: int) -> Window | None:
+        """What of it lies between two steps, both included; ``None`` if that is nothing."""
+        start, stop = max(self.start, first_step), min(self.stop, last_step + 1)
+        return Window(self.attempt, start, stop) if start < stop else None
+
 
 def lineage(run: Path, *, before: int | None = None) -> list[Window]:
     """The attempts that the newest weights came through, newest first, and the steps they took in each.
@@ -444,10 +521,10 @@ def row_shape(split: Path, name: str) -> RowShape | None:
 
 def _sealed_row_shape(split: Path, name: str) -> RowShape | None:
     try:
-        shape = schema.read_metadata(split / name)["shape"]
+        metadata = schema.read_metadata(split / name)
     except FileNotFoundError:
         return None
-    return _around_rows(name, shape[1:])
+    return _around_rows(name, metadata, 1)
 
 
 def _segment_row_shape(split: Path, name: str) -> RowShape | None:
@@ -456,12 +533,14 @@ def _segment_row_shape(split: Path, name: str) -> RowShape | None:
             if name == "visits":
                 return (), ()  # counted from the rows
             with suppress(FileNotFoundError):
-                return _around_rows(name, schema.read_metadata(path / name)["shape"])
+                return _around_rows(name, schema.read_metadata(path / name), 0)
     return None
 
 
-def _around_rows(name: str, shape: Sequence[int]) -> RowShape:
-    n_leading = len(schema.spec_of(name).leading)
+def _around_rows(name: str, metadata: Mapping[str, Any], n_before: int) -> RowShape:
+    spec = schema.spec_of(name)
+    n_leading = len(spec.leading)
+    shape = metadata["shape"][n_before:] if not spec.is_ragged else ()
     return tuple(shape[:n_leading]), tuple(shape[n_leading + 1 :])
 
 

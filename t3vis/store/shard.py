@@ -15,10 +15,11 @@ import errno
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import pairwise
+from itertools import chain, islice, pairwise, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,10 +34,12 @@ Buffer = bytes | memoryview
 Codec = Callable[[Buffer], bytes]
 RowNumbers = NDArray[np.int64] | range
 
-_MISSING = np.uint64(2**64 - 1)
+_MISSING = 2**64 - 1
 _MAX_BUFFERS = 512  # buffers in one writev; POSIX guarantees 16, Linux and macOS take 1024
-_RESERVED_FROM = 1 << 20  # bytes; below, reserving space costs more than it saves (benchmarks/bench_store.py)
-_N_ENCODERS = 2
+_BLOCK_BYTES = 512 << 10  # written at a time: what the checksum was taken of is still in the cache then
+_RESERVED_FROM = 512 << 10  # bytes; below, reserving space costs more than it saves
+_N_THREADS = 2
+_AHEAD = 4  # chunks
 
 
 def shard_path(array: Path, leading: tuple[int, ...], shard: int, n_trailing: int) -> Path:
@@ -52,26 +55,59 @@ def write_shard(path: Path, chunks: Sequence[Buffer | None]) -> None:
     OSError
         If the disk refuses; the path is attached as a note and nothing is left behind under the final name.
     """
-    index = np.full((len(chunks), 2), _MISSING, "<u8")
+    _write_file(path, _blocks(_content(chunks)), _size_of(chunks))
+
+
+def _content(chunks: Iterable[Buffer | None]) -> Iterator[Buffer]:
+    """What a shard of these chunks consists of: the chunks, their index and its checksum."""
+    spans: list[tuple[int, int]] = []
     offset = 0
-    for i, chunk in enumerate(chunks):
-        if chunk is not None:
-            index[i] = offset, len(chunk)
+    for chunk in chunks:
+        if chunk is None:
+            spans.append((_MISSING, _MISSING))
+        else:
+            spans.append((offset, len(chunk)))
             offset += len(chunk)
-    index_bytes = index.tobytes()
-    checksum = google_crc32c.value(index_bytes).to_bytes(4, "little")
-    write_file(path, [*(chunk for chunk in chunks if chunk is not None), index_bytes, checksum])
+            yield chunk
+    index = np.array(spans, "<u8").tobytes()
+    yield index
+    yield google_crc32c.value(index).to_bytes(4, "little")
 
 
-def write_file(path: Path, buffers: Sequence[Buffer]) -> None:
-    """Write ``buffers`` after one another to a file that appears under ``path`` only when it is complete."""
+def _size_of(chunks: Sequence[Buffer | None]) -> int:
+    return sum(len(chunk) for chunk in chunks if chunk is not None) + index_length(len(chunks))
+
+
+def _blocks(buffers: Iterable[Buffer]) -> Iterator[list[memoryview]]:
+    """What the buffers hold together, in blocks of ``_BLOCK_BYTES``; the last one is shorter."""
+    block: list[memoryview] = []
+    free = _BLOCK_BYTES
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        while len(view):
+            part, view = view[:free], view[free:]
+            block.append(part)
+            free -= len(part)
+            if not free:
+                yield block
+                block, free = [], _BLOCK_BYTES
+    if block:
+        yield block
+
+
+def _write_file(path: Path, blocks: Iterable[list[memoryview]], n_bytes: int | None) -> None:
+    """Write a file that appears under ``path`` only when it is complete; ``n_bytes`` long, if that is known."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
-            _reserve(descriptor, sum(len(buffer) for buffer in buffers))
-            _write_all(descriptor, [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)])
+            if n_bytes is not None:
+                _reserve(descriptor, 0, n_bytes)
+            for number, block in enumerate(blocks):
+                if n_bytes is None:
+                    _reserve(descriptor, number * _BLOCK_BYTES, sum(map(len, block)))
+                _write_all(descriptor, block)
         finally:
             os.close(descriptor)
         partial.replace(path)
@@ -82,12 +118,12 @@ def write_file(path: Path, buffers: Sequence[Buffer]) -> None:
         raise
 
 
-def _reserve(descriptor: int, n_bytes: int) -> None:
-    """Tell the file system how long a file will be: ext4 then writes it in a third less time."""
+def _reserve(descriptor: int, offset: int, n_bytes: int) -> None:
+    """Tell the file system what will be written: ext4 then does it in a third less time."""
     if n_bytes < _RESERVED_FROM or not hasattr(os, "posix_fallocate"):
         return
     try:
-        os.posix_fallocate(descriptor, 0, n_bytes)
+        os.posix_fallocate(descriptor, offset, n_bytes)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
@@ -111,8 +147,8 @@ def write_rows(
     fill: float | int,
     codec: Codec | None = None,
     first_shard: int = 0,
-) -> None:
-    """Write rows of one leading index (an epoch and a layer, say) as shards.
+) -> dict[Path, int]:
+    """Write rows of one leading index (an epoch and a layer, say) as shards, in a few threads.
 
     Parameters
     ----------
@@ -122,43 +158,63 @@ def write_rows(
         Encodes the bytes of one chunk; none leaves them as they are.
     first_shard
         Number of the shard that the first of the rows begins.
+
+    Returns
+    -------
+    The crc32c of each file.
     """
-    shards = range(-(-len(rows) // layout.shard_rows))
-    paths = [shard_path(array, leading, first_shard + shard, rows.ndim - 1) for shard in shards]
-    plain = (
-        _chunks(rows[shard * layout.shard_rows : (shard + 1) * layout.shard_rows], layout.chunk_rows, fill)
-        for shard in shards
-    )
-    if codec is None:
-        for path, chunks in zip(paths, plain, strict=True):
-            write_shard(path, _with_missing(chunks, layout))
-        return
-    with ThreadPoolExecutor(_N_ENCODERS, thread_name_prefix="t3vis-encoder") as pool:
-        writing: Future[None] | None = None
-        for path, chunks in zip(paths, plain, strict=True):
-            encoded = list(pool.map(codec, chunks))  # while the shard before is being written
-            if writing is not None:
-                writing.result()
-            writing = pool.submit(write_shard, path, _with_missing(encoded, layout))
-        if writing is not None:
-            writing.result()
+    chunks, per_shard = list(_chunks(rows, layout.chunk_rows, fill)), layout.chunks_per_shard
+    starts = range(0, len(chunks), per_shard)
+    paths = [shard_path(array, leading, first_shard + shard, rows.ndim - 1) for shard in range(len(starts))]
+    with ThreadPoolExecutor(_N_THREADS, thread_name_prefix="t3vis-shards") as pool:
+        if codec is None:
+            n_bytes = (_size_of(chunks[start : start + per_shard]) for start in starts)
+            shards = (_filled(chunks[start : start + per_shard], per_shard) for start in starts)
+            return dict(zip(paths, pool.map(_write_checked, paths, shards, n_bytes), strict=True))
+        encoded = _in_order(pool, codec, chunks)
+        return {path: _write_checked(path, _filled(islice(encoded, per_shard), per_shard), None) for path in paths}
 
 
-def _with_missing(chunks: Sequence[Buffer], layout: RowLayout) -> list[Buffer | None]:
-    return [*chunks, *[None] * (layout.chunks_per_shard - len(chunks))]
+def _filled(chunks: Iterable[Buffer], n_chunks: int) -> Iterable[Buffer | None]:
+    """The chunks of a shard of ``n_chunks``, the last of which may never be written."""
+    return islice(chain(chunks, repeat(None)), n_chunks)
 
 
-def _chunks(rows: NDArray[Any], chunk_rows: int, fill: float | int) -> list[Buffer]:
+def _write_checked(path: Path, chunks: Iterable[Buffer | None], n_bytes: int | None) -> int:
+    """Write one shard; returns the crc32c of the file."""
+    crc = 0
+
+    def checked(blocks: Iterable[list[memoryview]]) -> Iterator[list[memoryview]]:
+        nonlocal crc
+        for block in blocks:
+            for part in block:
+                crc = google_crc32c.extend(crc, np.frombuffer(part, np.uint8))  # it stays in the cache to be written
+            yield block
+
+    _write_file(path, checked(_blocks(_content(chunks))), n_bytes)
+    return crc
+
+
+def _in_order(pool: ThreadPoolExecutor, codec: Codec, chunks: Iterable[Buffer]) -> Iterator[bytes]:
+    """The chunks encoded, in their order; a few of them ahead, however many there are."""
+    waiting: deque[Future[bytes]] = deque()
+    for chunk in chunks:
+        waiting.append(pool.submit(codec, chunk))
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _chunks(rows: NDArray[Any], chunk_rows: int, fill: float | int) -> Iterator[Buffer]:
     """The bytes of each chunk; the last one is padded."""
-    chunks: list[Buffer] = []
     for start in range(0, len(rows), chunk_rows):
         chunk = rows[start : start + chunk_rows]
         if len(chunk) < chunk_rows:
-            padded = np.full((chunk_rows, *rows.shape[1:]), fill, rows.dtype)
-            padded[: len(chunk)] = chunk
+            padded = np.empty((chunk_rows, *rows.shape[1:]), rows.dtype)
+            padded[: len(chunk)], padded[len(chunk) :] = chunk, fill
             chunk = padded
-        chunks.append(as_bytes(chunk))
-    return chunks
+        yield as_bytes(chunk)
 
 
 def as_bytes(array: NDArray[Any]) -> memoryview:
@@ -284,8 +340,7 @@ def parse_index(raw: bytes, n_chunks: int, path: object) -> list[Span | None]:
             "the shard is damaged or was cut short."
         )
     pairs = np.frombuffer(raw[:-4], "<u8").reshape(n_chunks, 2).tolist()
-    missing = int(_MISSING)
-    return [None if offset == missing else (offset, length) for offset, length in pairs]
+    return [None if offset == _MISSING else (offset, length) for offset, length in pairs]
 
 
 def plain_chunks(spans: Sequence[Span | None], chunk_bytes: int) -> int:

@@ -25,6 +25,7 @@ from t3vis.store.integrity import (
     attributes_of,
     lacking_problems,
     metadata_problem,
+    offset_problems,
     problems_of_shard,
     shard_problems,
     shards_of,
@@ -101,7 +102,7 @@ class _Split:
         if self.attributes["kind"] not in schema.PASS_DIM:
             what = f"its kind is {self.attributes['kind']!r}, expected train or eval"
             yield Problem(self.path / "zarr.json", what, split=self.name)
-        for name in schema.PASS_ARRAYS:
+        for name in schema.STORED_ARRAYS:
             if schema.node_exists(self.path / name):
                 yield from self._array_problems(name)
         committed = committed_passes(self.path)
@@ -111,14 +112,14 @@ class _Split:
 
     def _array_problems(self, name: str) -> Iterator[Problem]:
         """What is wrong with a sealed array as such."""
-        spec, node = schema.PASS_ARRAYS[name], self.path / name
+        spec, node = schema.STORED_ARRAYS[name], self.path / name
         what = metadata_problem(
-            node, dims=spec.dims(self.kind), dtype=spec.dtype, fill=spec.fill, row_axis=1 + len(spec.leading)
+            node, dims=spec.dims(self.kind), dtype=spec.dtype, fill=spec.fill, row_axis=spec.row_axis
         )
-        if what is None:
-            n_rows = schema.read_metadata(node)["shape"][1 + len(spec.leading)]
-            if self.n_examples is not None and n_rows != self.n_examples:
-                what = f"it has room for {n_rows} examples, expected {self.n_examples}"
+        if what is None and self.n_examples is not None:
+            n_rows, expected = schema.read_metadata(node)["shape"][spec.row_axis], spec.n_rows(self.n_examples)
+            if expected is not None and n_rows != expected:
+                what = f"it has room for {n_rows} {spec.rows}s, expected {expected}"
         if what is not None:
             yield Problem(node / "zarr.json", what, split=self.name, array=name)
 
@@ -153,7 +154,7 @@ class _Split:
             return
         if manifest["pass"] != index:
             yield Problem(node / "zarr.json", f"it says to be the manifest of pass {manifest['pass']}")
-        sealed = {name: array for name in schema.PASS_ARRAYS if (array := self._open(name)) is not None}
+        sealed = {name: array for name in schema.STORED_ARRAYS if (array := self._open(name)) is not None}
         damaged = set()
         for name, array in sealed.items():
             for problem in self._sealed_array_problems(array, name, index, manifest):
@@ -161,16 +162,22 @@ class _Split:
                 yield about(problem, array=name)
         known = manifest.get("checksums", {})
         for relative in known:
-            name = relative.split("/")[0]
+            name = relative.partition("/c/")[0]
             if name not in sealed and not (self.path / relative).exists():
                 yield Problem(self.path / relative, "this shard is missing", array=name)
+        for spec in schema.PASS_ARRAYS.values():
+            if spec.is_ragged and {part.name for part in spec.parts} <= sealed.keys() - damaged:
+                values, offsets = (sealed[part.name] for part in spec.parts)
+                n_offsets = min(int(manifest["n_examples"]) + 1, offsets.n_rows) if offsets.shape[0] > index else 0
+                for problem in offset_problems(offsets, (index,), n_rows=n_offsets, n_values=range(values.n_rows + 1)):
+                    yield about(problem, array=spec.parts[1].name)
         if not damaged & {"step", "visits"}:
             yield from self._coverage_problems(index, manifest, sealed, node)
 
     def _open(self, name: str) -> SealedArray | None:
         """A sealed array, ``None`` if there is none, or none that can be opened; that is a problem by itself."""
         try:
-            return open_sealed(self.path / name, 1 + len(schema.PASS_ARRAYS[name].leading))
+            return open_sealed(self.path / name, schema.STORED_ARRAYS[name].row_axis)
         except (FileNotFoundError, StoreError, KeyError, TypeError, ValueError):
             return None
 
@@ -178,11 +185,14 @@ class _Split:
         self, array: SealedArray, name: str, index: int, manifest: Mapping[str, Any]
     ) -> Iterator[Problem]:
         """What is wrong with the shards of one array in one pass."""
-        n_rows, kept = int(manifest["n_examples"]), manifest.get("checksums")
+        n_rows = schema.STORED_ARRAYS[name].n_rows(int(manifest["n_examples"]))
+        n_rows, kept = array.n_rows if n_rows is None else n_rows, manifest.get("checksums")
         grid = {file: (leading, rows) for leading, rows, file in shards_of(array, (index,), n_rows)}
         there = {file for file in files_below(self.path / name / "c" / str(index)) if is_shard(file)}
         if kept is not None:
             needed = {self.path / relative for relative in kept if relative.startswith(f"{name}/c/{index}/")}
+        elif schema.STORED_ARRAYS[name].rows == "value":
+            needed = there  # how many values there were, the offsets tell
         else:
             needed = set(grid) if there or self._is_expected(name, index, manifest) else set()
         if needed and (array.shape[0] <= index or array.shape[array.row_axis] < n_rows):
@@ -252,7 +262,7 @@ class _Split:
         said += f"/{schema.pass_name(attributes['pass'])}_s{attributes['sequence']:06d}"
         if not segment.as_posix().endswith(said):
             yield Problem(segment / "zarr.json", f"it says to be the segment {said}")
-        for name in (schema.EXAMPLE_ID.name, *schema.PASS_ARRAYS):
+        for name in (schema.EXAMPLE_ID.name, *schema.STORED_ARRAYS):
             if schema.node_exists(segment / name):
                 for problem in self._segment_array_problems(segment, name, attributes):
                     yield about(problem, array=name)
@@ -261,14 +271,16 @@ class _Split:
 
     def _segment_array_problems(self, segment: Path, name: str, attributes: dict[str, Any]) -> Iterator[Problem]:
         """What is wrong with one array of a segment, which is one shard of a chunk for each layer."""
-        spec, node, n_rows = schema.spec_of(name), segment / name, int(attributes["n_rows"])
+        spec = schema.EXAMPLE_ID if name == schema.EXAMPLE_ID.name else schema.STORED_ARRAYS[name]
+        node, expected_rows = segment / name, spec.n_rows(int(attributes["n_rows"]))
         n_leading = len(spec.leading)
         what = metadata_problem(
             node, dims=spec.segment_dims(), dtype=spec.dtype, fill=spec.fill, row_axis=n_leading, in_one_shard=True
         )
         shape = () if what is not None else tuple(schema.read_metadata(node)["shape"])
-        if what is None and shape[n_leading] != n_rows:
-            what = f"it has {shape[n_leading]} rows, expected {n_rows}"
+        n_rows = shape[n_leading] if shape else 0
+        if what is None and expected_rows not in (None, n_rows):
+            what = f"it has {n_rows} rows, expected {expected_rows}"
         if what is not None:
             yield Problem(node / "zarr.json", what)
             return

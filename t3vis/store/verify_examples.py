@@ -12,7 +12,16 @@ import numpy as np
 from t3vis.errors import StoreError
 from t3vis.store import schema
 from t3vis.store.examples import Columns, ExamplesWriter, static_array, text_columns, token_ids
-from t3vis.store.integrity import Meter, Problem, about, attributes_of, metadata_problem, problems_of_shard, shards_of
+from t3vis.store.integrity import (
+    Meter,
+    Problem,
+    about,
+    attributes_of,
+    metadata_problem,
+    offset_problems,
+    problems_of_shard,
+    shards_of,
+)
 from t3vis.store.sealed import SealedArray, open_sealed
 
 _EXAMPLES_AT_ONCE = 1024
@@ -77,7 +86,8 @@ def columns_problems(group: Path, n_examples: int | None, meter: Meter) -> Itera
             continue
         found = list(_stored_problems(open_sealed(path, 0), group, kept, meter))
         if path.name == "offsets" and not found and schema.node_exists(path.parent / "values"):
-            found += _offset_problems(path)
+            n_values = schema.read_metadata(path.parent / "values")["shape"][0]
+            found += offset_problems(open_sealed(path, 0), (), n_values=range(n_values, n_values + 1))
         for problem in found:
             yield about(problem, array=name)
 
@@ -100,23 +110,6 @@ def _stored_problems(array: SealedArray, root: Path, kept: Mapping[str, int] | N
         except FileNotFoundError:
             yield Problem(file, "this shard is missing", rows=rows)
         meter.add(file)
-
-
-def _offset_problems(path: Path) -> Iterator[Problem]:
-    """Offsets must rise from 0 to the number of values."""
-    offsets = open_sealed(path, 0)
-    n_values = schema.read_metadata(path.parent / "values")["shape"][0]
-    end = 0
-    for start in range(0, offsets.shape[0], offsets.layout.shard_rows):
-        part = offsets.read((), range(start, min(start + offsets.layout.shard_rows, offsets.shape[0])))
-        falling = np.flatnonzero(np.diff(part, prepend=end if start else 0) < 0)
-        if len(falling) or (not start and part[0]):
-            at = start + int(falling[0] if len(falling) else 0)
-            yield Problem(path, "its offsets do not rise from 0 on", rows=range(at, at + 1))
-            return
-        end = int(part[-1])
-    if end != n_values:
-        yield Problem(path, f"its offsets end at {end}, but there are {n_values} values")
 
 
 def analysis_problems(run: Path, meter: Meter) -> Iterator[Problem]:

@@ -18,19 +18,22 @@ import numpy as np
 
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema, segments
-from t3vis.store.buffer import Buffer, Rows, n_rows_of, row_shape
+from t3vis.store.buffer import Buffer, Column, Rows, chosen_rows, n_rows_of, row_shape
 from t3vis.store.codecs import rounded
 from t3vis.store.commits import (
     commit_of,
     committed_passes,
     complete_passes,
     drop_commit,
+    lineage_of,
+    lineage_within,
     locked,
     sealed_rows,
     writer_said,
 )
-from t3vis.store.liveness import WriterMark
+from t3vis.store.liveness import WriterMark, has_other_writers
 from t3vis.store.options import StorageOptions
+from t3vis.store.ragged import Ragged
 from t3vis.store.seal import remove_sealed_segments
 from t3vis.store.sealer import Sealer
 from t3vis.store.segments import split_names
@@ -52,10 +55,19 @@ class RunWriter:
         ``None`` for an attempt that only evaluates: it supersedes nothing.
     parent
         The attempt that wrote the checkpoint this one started from.
+    n_ranks
+        How many processes write this attempt; they divide the work of sealing among them.
     """
 
     def __init__(
-        self, path: Path, *, attempt: int, rank: int, start_step: int | None, parent: int | None = None
+        self,
+        path: Path,
+        *,
+        attempt: int,
+        rank: int,
+        start_step: int | None,
+        parent: int | None = None,
+        n_ranks: int = 1,
     ) -> None:
         self.path = path
         self.attempt = attempt
@@ -72,7 +84,7 @@ class RunWriter:
         self._writing: list[tuple[str, int, Future[None]]] = []
         self._complete: list[str] = []
         self._to_seal: list[str] = []
-        self._sealer = Sealer(path)
+        self._sealer = Sealer(path, schema.rank_name(attempt, rank), share=rank, n_shares=n_ranks)
         self._mark = WriterMark(path)
         self._mark.hold()
         self._write_attempt()
@@ -209,20 +221,22 @@ class RunWriter:
         buffer = self._buffers[name]
         segment = f"{schema.pass_name(buffer.index)}_s{buffer.sequence:06d}"
         path = self.path / name / "segments" / schema.rank_name(self.attempt, self.rank) / segment
+        rows = buffer.filled()
+        steps = np.asarray(rows["step"])
         attributes = {
             "pass": buffer.index,
             "attempt": self.attempt,
             "rank": self.rank,
             "sequence": buffer.sequence,
             "n_rows": buffer.n_rows,
-            "first_step": int(buffer.filled()["step"].min()),
-            "last_step": int(buffer.filled()["step"].max()),
+            "first_step": int(steps.min()),
+            "last_step": int(steps.max()),
             "of_pass": buffer.of_pass,
         }
         buffer.sequence += 1
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="t3vis-writer")
-        writing = self._thread.submit(self._write_segment, path, buffer.filled(), attributes)
+        writing = self._thread.submit(self._write_segment, path, rows, attributes)
         self._writing.append((name, buffer.n_rows, writing))
         buffer.turn(writing)
 
@@ -231,7 +245,10 @@ class RunWriter:
         try:
             if not schema.node_exists(path.parent):
                 schema.write_metadata(path.parent, schema.group_metadata())
-            stored = {name: rounded(self._options.compression, name, array) for name, array in rows.items()}
+            stored: dict[str, Column] = {
+                name: column if isinstance(column, Ragged) else rounded(self._options.compression, name, column)
+                for name, column in rows.items()
+            }
             durable_in = self.path if self._options.durability == "fsync" else None
             segments.write_segment(path, stored, attributes, durable_in=durable_in)
         except OSError:
@@ -267,20 +284,21 @@ class RunWriter:
     # Resuming
 
     def rewind(self, start_step: int) -> None:
-        """Take back what the attempts before this one recorded of steps that this one takes again.
+        """Take back what was recorded of steps that this attempt takes again, or that its weights did not come through.
 
         Rows of training steps are set aside, not deleted: a later attempt may go on from a checkpoint after them.
         """
-        before = segments.lineage(self.path, before=self.attempt)
+        before, now = segments.lineage(self.path, before=self.attempt), segments.lineage(self.path)
         for name in split_names(self.path):
             split = self.path / name
             is_train = schema.read_metadata(split)["attributes"]["kind"] == "train"
             for index in committed_passes(split):
-                segments.remove_sealed(split, index, before)
-                last_step = commit_of(split, index)["last_step"]
-                if is_train and last_step >= start_step:
+                manifest = commit_of(split, index)
+                sealed = lineage_of(manifest, before)
+                segments.remove_sealed(split, index, sealed)
+                if is_train and sealed != lineage_within(now, manifest):
                     self._reopen(name, index, before)
-                elif not is_train and last_step > start_step:
+                elif not is_train and manifest["last_step"] > start_step:
                     drop_commit(split, index)
             for index in [] if is_train else segments.unsealed_passes(split):
                 found = segments.list_segments(split, index)
@@ -290,18 +308,20 @@ class RunWriter:
     def _reopen(self, name: str, index: int, lineage: Sequence[segments.Window]) -> None:
         """Turn the rows of a sealed pass into segments of the attempts that recorded them, then take its commit back.
 
-        ``lineage`` tells these attempts by the steps of the rows.
+        The manifest tells these attempts by the steps of the rows, or ``lineage`` where it does not.
         """
         split = self.path / name
-        of_pass = writer_said(commit_of(split, index))
+        manifest = commit_of(split, index)
+        of_pass, lineage = writer_said(manifest), lineage_of(manifest, lineage)
         taken = [segment.sequence for segment in segments.list_segments(split, index)]
         buffer = self._buffer(name)
         first = max([*taken, buffer.sequence - 1], default=-1) + 1
         for sequence, rows in enumerate(sealed_rows(split, index), first):
             buffer.sequence = sequence + 1
+            ids, steps = np.asarray(rows["example"]), np.asarray(rows["step"])
             for window in lineage:
-                chosen = (rows["step"] >= window.start) & (rows["step"] < window.stop)
-                chosen &= ~segments.holds(split, index, window.attempt, rows["example"], rows["step"])
+                chosen = (steps >= window.start) & (steps < window.stop)
+                chosen &= ~segments.holds(split, index, window.attempt, ids, steps)
                 if not chosen.any():
                     continue
                 folder = split / "segments" / schema.rank_name(window.attempt, 0)
@@ -311,22 +331,24 @@ class RunWriter:
                     "rank": 0,
                     "sequence": sequence,
                     "n_rows": int(chosen.sum()),
-                    "first_step": int(rows["step"][chosen].min()),
-                    "last_step": int(rows["step"][chosen].max()),
+                    "first_step": int(steps[chosen].min()),
+                    "last_step": int(steps[chosen].max()),
                     "of_pass": of_pass,
                 }
-                part = {
-                    key: np.compress(chosen, array, len(schema.spec_of(key).leading)) for key, array in rows.items()
-                }
+                part = {key: chosen_rows(key, column, chosen) for key, column in rows.items()}
                 self._write_segment(folder / f"{schema.pass_name(index)}_s{sequence:06d}", part, attributes)
         drop_commit(split, index)
 
     # Sealing
 
     def seal(self, name: str, index: int) -> None:
-        """Have a complete pass sealed in the background, as soon as the one being sealed is done."""
-        self._complete.append(f"{name}:{index}")
-        self._note_attempt()  # a later writer seals the pass if this one cannot
+        """Have a complete pass sealed in the background, as soon as the one being sealed is done.
+
+        Called by every process, once all of them have flushed; the others than the first one do a share of the work.
+        """
+        if self.rank == 0:
+            self._complete.append(f"{name}:{index}")
+            self._note_attempt()  # a later writer seals the pass if this one cannot
         self._to_seal.append(f"{name}:{index}")
         if not self._sealer.is_busy:
             self._start_sealer()
@@ -348,7 +370,9 @@ class RunWriter:
                 self._thread.shutdown()
                 self._thread = None
             self._sealer.wait()
-            if self.rank == 0:
+            if self.rank:
+                self._to_seal = []  # the first process does what is left
+            else:
                 self._to_seal = list(dict.fromkeys([*self._to_seal, *complete_passes(self.path)]))
                 self._start_sealer()
                 self._sealer.wait()
@@ -370,7 +394,7 @@ class RunWriter:
 
     def _check_ids(self, name: str, rows: Rows) -> None:
         """Refuse ids that no example has: one of them would make the whole pass unreadable."""
-        ids = rows["example"]
+        ids = np.asarray(rows["example"])
         n_examples = self._buffers[name].n_examples
         limit = np.iinfo(np.int64).max if n_examples is None else n_examples
         if len(ids) and (ids.min() < 0 or ids.max() >= limit):
@@ -435,6 +459,7 @@ def create_run(
     resume: bool = False,
     overwrite: bool = False,
     options: StorageOptions | None = None,
+    n_ranks: int = 1,
 ) -> RunWriter:
     """Start a run at ``path``, or a further attempt at the one that is there.
 
@@ -450,16 +475,20 @@ def create_run(
         Delete the run that is there.
     options
         How a new run is stored; one that is there goes on as it was begun.
+    n_ranks
+        How many processes will write it; the others call ``join_run``.
 
     Raises
     ------
     ConfigurationError
-        If something is there and neither was asked for, if it is no run, or if the path cannot be written.
+        If something is there and neither was asked for, if it is no run, if another process is writing it, or if
+        the path cannot be written.
     """
     _check_target(path, resume=resume, overwrite=overwrite)
     try:
-        if overwrite and path.exists():
-            with locked(path):
+        if overwrite and schema.node_exists(path):
+            with locked(path):  # a sealer may have outlived the trainer that started it
+                _check_unwritten(path)
                 shutil.rmtree(path)
         if not schema.node_exists(path):
             own = {"format": schema.FORMAT, "version": schema.FORMAT_VERSION, "created": _now()}
@@ -467,10 +496,11 @@ def create_run(
             schema.write_metadata(path, schema.group_metadata({"t3vis": own, "storage": storage, **attributes}))
         if not schema.node_exists(path / "attempts"):
             schema.write_metadata(path / "attempts", schema.group_metadata())
-        with locked(path):  # a sealer may have outlived the trainer that started it
+        with locked(path):
+            _check_unwritten(path)
             attempt = max((known["attempt"] for known in segments.attempts(path)), default=-1) + 1
             parent = None if start_step is None else segments.parent_of(path, start_step)
-            writer = RunWriter(path, attempt=attempt, rank=0, start_step=start_step, parent=parent)
+            writer = RunWriter(path, attempt=attempt, rank=0, start_step=start_step, parent=parent, n_ranks=n_ranks)
             if start_step is not None:
                 writer.rewind(start_step)
     except (OSError, RecordingError) as error:
@@ -481,12 +511,35 @@ def create_run(
     return writer
 
 
-def join_run(path: Path, *, rank: int) -> RunWriter:
-    """Join, as another process, the attempt that rank 0 has started."""
+def join_run(path: Path, *, rank: int, n_ranks: int) -> RunWriter:
+    """Join, as another process, the attempt that rank 0 has started.
+
+    Raises
+    ------
+    ConfigurationError
+        If this process does not see that attempt.
+    """
+    if not any(attempt["rank"] == 0 and attempt["finished"] is None for attempt in segments.attempts(path)):
+        raise ConfigurationError(
+            f"process {rank} finds no run at {path} that process 0 has begun; choose a path on a disk that all "
+            "processes of the training see."
+        )
     latest = max(segments.attempts(path), key=lambda attributes: attributes["attempt"])
     return RunWriter(
-        path, attempt=latest["attempt"], rank=rank, start_step=latest["start_step"], parent=latest["parent"]
+        path,
+        attempt=latest["attempt"],
+        rank=rank,
+        start_step=latest["start_step"],
+        parent=latest["parent"],
+        n_ranks=n_ranks,
     )
+
+
+def _check_unwritten(path: Path) -> None:
+    if has_other_writers(path):
+        raise ConfigurationError(
+            f"{path} is being written by another process; wait until it has ended, or record to another path."
+        )
 
 
 def _check_target(path: Path, *, resume: bool, overwrite: bool) -> None:

@@ -1,30 +1,16 @@
-"""Pooling, layers, and which forward call of a step is the batch's own, by hand."""
+"""Pooling, layers and rows, by hand."""
 
 from __future__ import annotations
 
-import copy
-import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers.modeling_outputs import SequenceClassifierOutput
 
-from t3vis.callbacks.capture import (
-    Batch,
-    Capture,
-    accepts,
-    captured,
-    chosen_layers,
-    is_asked,
-    pool,
-    pooled,
-    without_added,
-)
+from t3vis.callbacks.batches import Batch
+from t3vis.callbacks.capture import captured, chosen_layers, pool, pooled
 from t3vis.errors import ConfigurationError
-from tests.callbacks.tiny import tiny_model
 
 STATE = torch.tensor([[[1.0, 10], [2, 20], [6, 60]], [[4, 40], [8, 80], [99, 99]], [[99, 99], [5, 50], [7, 70]]])
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 1, 1]])  # none, right, left padding
@@ -114,102 +100,3 @@ def test_rows_of_a_batch() -> None:
     assert rows["logits"].dtype == np.float32
     np.testing.assert_allclose(rows["loss"], [0.40760596, np.nan, 2.40760596], rtol=1e-6)
     assert rows["hidden_states"].tolist() == [[[12, 120], [16, 160], [14, 140]]]
-
-
-def test_outputs_are_handed_on_as_they_would_have_been() -> None:
-    logits = torch.zeros(1, 3)
-    outputs = SequenceClassifierOutput(logits=logits, hidden_states=(STATE,))  # type: ignore[arg-type]
-    assert list(without_added(outputs, ["output_hidden_states"])) == ["logits"]
-    assert isinstance(without_added(outputs, ["output_hidden_states"]), SequenceClassifierOutput)
-    as_tuple = without_added(outputs, ["output_hidden_states", "return_dict"])
-    assert isinstance(as_tuple, tuple)
-    assert as_tuple[0] is logits
-    assert len(as_tuple) == 1
-    assert list(without_added({"logits": logits, "encoder_hidden_states": ()}, ["output_hidden_states"])) == ["logits"]
-    assert without_added(outputs, []) is outputs
-
-
-class Named(nn.Module):
-    def forward(self, x: Tensor, output_hidden_states: bool = False) -> None: ...
-
-
-class Anything(nn.Module):
-    def forward(self, x: Tensor, **kwargs: Any) -> None: ...
-
-
-def test_what_a_model_can_be_asked_for() -> None:
-    bert = tiny_model()
-    assert accepts(bert, "output_hidden_states")
-    assert accepts(bert, "return_dict")
-    assert accepts(Named(), "output_hidden_states")
-    assert not accepts(Named(), "return_dict")
-    assert not accepts(Anything(), "output_hidden_states")  # it might hand it on to what does not take it
-    assert not is_asked(bert, "output_hidden_states", {})
-    assert is_asked(bert, "output_hidden_states", {"output_hidden_states": True})
-    assert is_asked(bert, "return_dict", {})
-    assert not is_asked(bert, "return_dict", {"return_dict": False})
-    assert not is_asked(tiny_model(return_dict=False), "return_dict", {})
-    assert is_asked(tiny_model(output_hidden_states=True), "output_hidden_states", {})
-    assert not is_asked(tiny_model(output_hidden_states=True), "output_hidden_states", {"output_hidden_states": False})
-
-
-class Spy:
-    """A capture on a tiny model, and the first logit of each call that was taken."""
-
-    def __init__(self) -> None:
-        self.model = tiny_model().eval()
-        self.taken: list[float] = []
-        self.capture = Capture(self.model, self.receive, hidden_states=True)
-
-    def receive(self, batch: Batch, outputs: Any) -> None:
-        assert len(outputs["hidden_states"]) == 3
-        self.taken.append(outputs["logits"][0, 0].item())
-
-    def step(self, *calls: tuple[Tensor, bool], main: Tensor | None, training: bool = True) -> tuple[bool, list[float]]:
-        """Call the model with each of the inputs (and whether for a gradient); what each call itself returned."""
-        self.taken = []
-        self.capture.arm(Batch(torch.tensor([0]), None, None, main, training))
-        returned = []
-        for given, grad in calls:
-            with torch.set_grad_enabled(grad):
-                outputs = self.model(input_ids=given)
-            assert list(outputs) == ["logits"]
-            returned.append(outputs["logits"][0, 0].item())
-        return self.capture.disarm(), returned
-
-
-OWN, OTHER = torch.tensor([[5, 6, 7]]), torch.tensor([[8, 9]])
-
-
-def test_which_call_of_a_step_counts() -> None:
-    spy = Spy()
-    done, values = spy.step((OTHER, True), (OWN, True), (OTHER, True), main=OWN)
-    assert (done, spy.taken) == (True, [values[1]])  # that which got the batch's own input
-    done, values = spy.step((OTHER, False), (OWN, False), main=OWN, training=False)
-    assert (done, spy.taken) == (True, [values[1]])
-    done, values = spy.step((OWN, False), (OTHER, True), (OWN.clone(), True), main=OWN)
-    assert (done, spy.taken) == (True, [values[1]])  # none did: the first one for a gradient
-    done, values = spy.step((OTHER, True), (OWN, True), main=None)
-    assert (done, spy.taken) == (True, [values[0]])
-    done, values = spy.step((OWN, False), main=OWN)
-    assert (done, spy.taken) == (False, [])  # none for a gradient
-    assert spy.model(OWN).logits.shape == (1, 3)  # between the steps
-    assert spy.taken == []
-
-
-def test_a_copy_of_the_model_has_calls_of_its_own() -> None:
-    spy = Spy()
-    twin = copy.deepcopy(spy.model)
-    spy.capture.arm(Batch(torch.tensor([0]), None, None, OWN, training=False))
-    assert "hidden_states" not in twin(input_ids=OWN)
-    assert not spy.capture.disarm()
-    assert spy.taken == []
-
-
-def test_nothing_is_left_on_the_model() -> None:
-    spy = Spy()
-    with pytest.raises(AttributeError):
-        pickle.dumps(spy.model)  # the hooks of capture, and those of transformers that return hidden states
-    spy.step((OWN, True), main=OWN)
-    spy.capture.remove()
-    assert pickle.loads(pickle.dumps(spy.model))(OWN).logits.shape == (1, 3)

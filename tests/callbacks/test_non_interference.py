@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import random
@@ -18,7 +17,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_callback import ExportableState
 
 from t3vis import RecorderCallback, open_run
-from tests.callbacks.tiny import OwnModel, as_dataset, check_training, tiny_model, tiny_rows, tiny_trainer
+from tests.callbacks.tiny import OwnModel, as_dataset, tiny_model, tiny_rows, tiny_trainer
 
 LEARNING = {
     "learning_rate": 1e-2,
@@ -163,33 +162,6 @@ def test_hooks_that_were_there_stay(tmp_path: Path) -> None:
     trained(tmp_path / "out", RecorderCallback(tmp_path / "run.zarr"), model, num_train_epochs=1)
     assert {id(module): list(module._forward_hooks) for module in model.modules()} == before
     assert len(calls) > 1
-
-
-class Copies(TrainerCallback):
-    """Keeps a copy of the model, as an exponential moving average does, and calls it in mid-step."""
-
-    def __init__(self) -> None:
-        self.copies: list[Any] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.copies.append(copy.deepcopy(kwargs["model"]))
-        self.copies[-1](torch.tensor([[5, 6]]))
-
-
-class AsksACopy(Trainer):
-    """Calls a copy of the model, with gradient, before the model itself."""
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        copy.deepcopy(model)(input_ids=inputs["input_ids"], attention_mask=torch.ones_like(inputs["input_ids"]))
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
-
-def test_copies_of_the_model_are_not_recorded(tmp_path: Path) -> None:
-    model, callback = tiny_model(), Copies()
-    recorder = RecorderCallback(tmp_path / "run.zarr")
-    tiny_trainer(tmp_path / "out", recorder, model=model, callbacks=[callback], trainer_class=AsksACopy).train()
-    assert len(callback.copies) == 22
-    check_training(open_run(tmp_path / "run.zarr").train, model, tiny_rows())
 
 
 def test_checkpoints_hold_nothing_of_ours(tmp_path: Path) -> None:

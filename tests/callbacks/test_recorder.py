@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,93 +11,22 @@ import pytest
 import torch
 import transformers
 import zarr
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from t3vis import ConfigurationError, RecorderCallback, Run, StoreError, open_run
+from t3vis import ConfigurationError, RecorderCallback, StoreError, open_run
 from tests.callbacks.tiny import (
     PlainDataset,
     as_dataset,
     check_pass,
     check_training,
+    held_out,
     pad,
     tiny_model,
     tiny_rows,
     tiny_trainer,
 )
 
-
-def held_out(n_examples: int = 9, seed: int = 1) -> Any:
-    return as_dataset(tiny_rows(n_examples, seed=seed))
-
-
-class Stops(TrainerCallback):
-    """Raises once, at the end of a step."""
-
-    def __init__(self, step: int, error: type[BaseException] = KeyboardInterrupt) -> None:
-        self.step, self.error = step, error
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise self.error
-
-
 # Trainings and evaluations one after another
-
-
-def test_each_further_training_is_recorded_next_to_the_first(tmp_path: Path) -> None:
-    model, recorder = tiny_model(), RecorderCallback(tmp_path / "run.zarr")
-    trainer = tiny_trainer(tmp_path / "out", recorder, model=model, num_train_epochs=1)
-    for name in ("run.zarr", "run-2.zarr", "run-3.zarr"):
-        trainer.train()
-        assert recorder.path == tmp_path / name
-        check_training(open_run(tmp_path / name).train, model, tiny_rows(), n_epochs=1)
-
-
-def test_evaluations_around_a_training_belong_to_its_run(tmp_path: Path) -> None:
-    model = tiny_model()
-    trainer = tiny_trainer(
-        tmp_path / "out", RecorderCallback(tmp_path / "run.zarr"), model=model, eval_dataset=held_out()
-    )
-    trainer.evaluate()
-    trainer.train()
-    trainer.evaluate()
-    trainer.predict(held_out(5, seed=2))
-    trainer.predict(held_out(5, seed=3), metric_key_prefix="in the wild")
-    run = open_run(tmp_path / "run.zarr")
-    check_training(run.train, model, tiny_rows())
-    assert [p.step for p in run.evals["eval"].passes] == [0, 22]
-    assert sorted(run.evals) == ["eval", "in_the_wild", "test"]
-    for name, rows in {"eval": (9, 1), "test": (5, 2), "in_the_wild": (5, 3)}.items():
-        check_pass(run.evals[name], -1, model, tiny_rows(rows[0], seed=rows[1]))
-
-
-def test_evaluations_without_a_training(tmp_path: Path) -> None:
-    model, recorder = tiny_model(), RecorderCallback(tmp_path / "run.zarr")
-    trainer = tiny_trainer(tmp_path / "out", None, model=model, eval_dataset=held_out())
-    trainer.add_callback(recorder)
-    trainer.evaluate()
-    assert not recorder.path.exists()  # the Trainer says nothing of itself to a callback that comes late
-    recorder.attach(trainer)
-    trainer.evaluate()
-    trainer.evaluate()
-    run = open_run(tmp_path / "run.zarr")
-    check_pass(run.evals["eval"], 1, model, tiny_rows(9, seed=1))
-    with pytest.raises(StoreError, match="no training pass"):
-        _ = run.train
-
-
-@pytest.mark.parametrize("how", ["add_callback", "attach"])
-def test_a_callback_that_comes_late_records_the_training(how: str, tmp_path: Path) -> None:
-    model, recorder = tiny_model(), RecorderCallback(tmp_path / "run.zarr")
-    trainer = tiny_trainer(tmp_path / "out", None, model=model, eval_dataset=held_out(), eval_strategy="epoch")
-    trainer.add_callback(recorder) if how == "add_callback" else recorder.attach(trainer)
-    trainer.train()
-    run = open_run(tmp_path / "run.zarr")
-    check_training(run.train, model, tiny_rows())
-    check_pass(run.evals["eval"], 1, model, tiny_rows(9, seed=1))
 
 
 @pytest.mark.parametrize("kind", [as_dataset, PlainDataset], ids=["datasets.Dataset", "torch Dataset"])
@@ -186,136 +112,6 @@ def test_a_method_that_somebody_else_wrapped_is_left_to_him(tmp_path: Path) -> N
 # Interruptions and resumptions
 
 
-def resumed(tmp_path: Path, checkpoint: int, **settings: Any) -> tuple[Run, Any]:
-    """Another process, as it were, goes on from a checkpoint."""
-    model, recorder = tiny_model(), RecorderCallback(tmp_path / "run.zarr", resume=True)
-    trainer = tiny_trainer(tmp_path / "out", recorder, model=model, **settings)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{checkpoint}"))
-    return open_run(tmp_path / "run.zarr"), model
-
-
-def interrupted(tmp_path: Path, *, at: int, save_steps: int, error: Any = KeyboardInterrupt, **settings: Any) -> Run:
-    recorder, stops = RecorderCallback(tmp_path / "run.zarr"), Stops(at, error)
-    trainer = tiny_trainer(
-        tmp_path / "out", recorder, callbacks=[stops], save_strategy="steps", save_steps=save_steps, **settings
-    )
-    with pytest.raises(error):
-        trainer.train()
-    assert not any(module._forward_hooks for module in trainer.model.modules())
-    return open_run(tmp_path / "run.zarr")
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_rows_before_an_interruption_are_kept(error: Any, tmp_path: Path) -> None:
-    run = interrupted(tmp_path, at=15, save_steps=100, error=error, train_sampling_strategy="sequential")
-    assert [(p.n_seen, p.sealed) for p in run.epochs] == [(41, True), (16, False)]
-    check_pass(run.train, 1, tiny_model(), tiny_rows(), seen=range(16))
-
-
-RESUMPTIONS = {  # where it was interrupted, saved every so many steps, resumed from
-    "at an epoch boundary": (15, 11, 11),
-    "in the middle of an epoch": (15, 13, 13),
-    "in a sealed epoch, which is taken back": (15, 7, 7),
-    "at the step it was interrupted": (13, 12, 12),
-}
-
-
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("name", RESUMPTIONS)
-def test_resumption(name: str, accumulation: int, tmp_path: Path) -> None:
-    at, save_steps, checkpoint = RESUMPTIONS[name]
-    settings: dict[str, Any] = {"eval_dataset": held_out(), "eval_strategy": "epoch", "num_train_epochs": 3}
-    settings |= {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
-    before = interrupted(tmp_path, at=at, save_steps=save_steps, **settings)
-    seen = before.train.step[0]
-    assert len(before.evals["eval"].passes) == 1
-    run, model = resumed(tmp_path, checkpoint, **settings)
-    check_training(run.train, model, tiny_rows(), n_epochs=3, n_steps=11)
-    np.testing.assert_array_equal(run.train.step[0], seen)  # the sampler draws the same order again
-    assert [(p.epoch, p.step) for p in run.evals["eval"].passes] == [(1, 11), (2, 22), (3, 33)]
-    assert [(p.epoch, p.step, p.last_step) for p in run.epochs] == [(0, 0, 10), (1, 11, 21), (2, 22, 32)]
-    for index in range(3):
-        check_pass(run.evals["eval"], index, model, tiny_rows(9, seed=1))
-
-
-def test_resumption_in_the_same_process(tmp_path: Path) -> None:
-    model, recorder, stops = tiny_model(), RecorderCallback(tmp_path / "run.zarr"), Stops(15)
-    trainer = tiny_trainer(
-        tmp_path / "out", recorder, model=model, callbacks=[stops], save_strategy="steps", save_steps=13
-    )
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    stops.step = -1
-    trainer.train(resume_from_checkpoint=True)
-    assert recorder.path == tmp_path / "run.zarr"
-    check_training(open_run(recorder.path).train, model, tiny_rows(), n_steps=11)
-
-
-def test_resumption_without_skipping_sees_some_again(tmp_path: Path) -> None:
-    interrupted(tmp_path, at=15, save_steps=13, train_sampling_strategy="sequential")
-    run, model = resumed(tmp_path, 13, ignore_data_skip=True, train_sampling_strategy="sequential")
-    check_pass(run.train, 1, model, tiny_rows(), seen=range(36))
-    assert run.train.visits[1].tolist() == [2] * 8 + [1] * 28 + [0] * 5  # two batches before, nine after
-    assert run.train.step[1, :12].tolist() == [11] * 4 + [12] * 4 + [15] * 4
-
-
-class OutOfMemoryOnce(Trainer):
-    """Runs out of memory in one step, as accelerate's find_executable_batch_size recognises it."""
-
-    fails_at = 3
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == self.fails_at and self._train_batch_size == 8:
-            raise RuntimeError("CUDA out of memory.")
-        return super().training_step(*args, **kwargs)
-
-
-class OutOfMemoryLater(OutOfMemoryOnce):
-    fails_at = 8  # the first epoch has been handed to the sealing process by then
-
-
-@pytest.mark.parametrize("trainer_class", [OutOfMemoryOnce, OutOfMemoryLater])
-def test_a_restart_with_a_smaller_batch_begins_anew(trainer_class: Any, tmp_path: Path) -> None:
-    model = tiny_model()
-    settings = {"auto_find_batch_size": True, "per_device_train_batch_size": 8, "eval_strategy": "epoch"}
-    trainer = tiny_trainer(
-        tmp_path / "out",
-        RecorderCallback(tmp_path / "run.zarr"),
-        model=model,
-        trainer_class=trainer_class,
-        eval_dataset=held_out(),
-        **settings,
-    )
-    trainer.train()
-    n_steps = -(-41 // trainer._train_batch_size)
-    assert trainer._train_batch_size < 8
-    run = open_run(tmp_path / "run.zarr")
-    check_training(run.train, model, tiny_rows(), n_steps=n_steps)
-    assert [p.step for p in run.evals["eval"].passes] == [n_steps, 2 * n_steps]
-
-
-def test_max_steps_stop_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
-    model, recorder = tiny_model(), RecorderCallback(tmp_path / "run.zarr")
-    settings = {"max_steps": 15, "train_sampling_strategy": "sequential"}
-    tiny_trainer(tmp_path / "out", recorder, model=model, **settings).train()
-    run = open_run(tmp_path / "run.zarr")
-    assert [(p.n_seen, p.n_never, p.sealed) for p in run.epochs] == [(41, 0, True), (16, 25, True)]
-    check_pass(run.train, 1, model, tiny_rows(), seen=range(16))
-
-
-def test_early_stopping(tmp_path: Path) -> None:
-    model, recorder = tiny_model(), RecorderCallback(tmp_path / "run.zarr")
-    settings = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4}
-    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "num_train_epochs": 3}
-    callbacks = [EarlyStoppingCallback(early_stopping_patience=3)]
-    tiny_trainer(
-        tmp_path / "out", recorder, model=model, eval_dataset=held_out(), callbacks=callbacks, **settings
-    ).train()
-    run = open_run(tmp_path / "run.zarr")
-    assert [(p.n_seen, p.sealed) for p in run.epochs] == [(41, True), (20, True)]
-    assert [p.step for p in run.evals["eval"].passes] == [4, 8, 12, 16]
-
-
 def test_a_run_can_be_read_while_it_trains(tmp_path: Path) -> None:
     seen = []
 
@@ -330,14 +126,6 @@ def test_a_run_can_be_read_while_it_trains(tmp_path: Path) -> None:
 
 
 # What the store says
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = {"[PAD]": 0, "[UNK]": 1, "</s>": 2, **{f"w{i}": i for i in range(3, 60)}}
-    own = Tokenizer(WordLevel(words, unk_token="[UNK]"))
-    own.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=own, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>")
 
 
 def test_what_is_said_of_the_run(tmp_path: Path) -> None:
@@ -435,42 +223,6 @@ def test_labels_that_only_the_batches_tell(tmp_path: Path) -> None:
     assert run.train.length.tolist() == [len(row["input_ids"]) for row in tiny_rows()]
     assert run.train.text == {}
     assert run.train.token_ids is None
-
-
-# Two processes
-
-
-def launch(tmp_path: Path, *arguments: str) -> None:
-    """Run ``two_processes.py`` as a user would, with torchrun, on this machine's CPU."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(__file__).with_name("two_processes.py")
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path), *arguments], capture_output=True, text=True, env=environment, timeout=240
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-
-
-def test_two_processes(tmp_path: Path) -> None:
-    """41 examples for two: the last batches are filled up with the first examples, which are seen twice then."""
-    launch(tmp_path)
-    run, model = open_run(tmp_path / "run.zarr"), tiny_model()
-    assert [p.epoch for p in run.epochs] == [0, 1]
-    for epoch in (0, 1):
-        check_pass(run.train, epoch, model, tiny_rows())
-        visits = run.train.visits[epoch]
-        assert visits.sum() == 48  # 6 batches of 4 for each of the two
-        assert set(run.train.step[epoch]) == set(range(6 * epoch, 6 * epoch + 6))
-    assert len(run.evals["eval"].passes) == 2
-    for index in (0, 1):
-        check_pass(run.evals["eval"], index, model, tiny_rows(9, seed=1))
-    check_pass(run.evals["test"], 0, model, tiny_rows(9, seed=1))
-    names = {path.name for path in (tmp_path / "run.zarr" / "attempts").iterdir() if path.is_dir()}
-    assert names == {"a0000_r0000", "a0000_r0001"}
-    again = open_run(tmp_path / "run-2.zarr")  # a second training, which both of them record at the same place
-    check_pass(again.train, 0, model, tiny_rows())
-    assert (tmp_path / "refused").read_text().startswith("2 processes: ")
 
 
 # How it is stored

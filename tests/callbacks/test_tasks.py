@@ -30,7 +30,7 @@ def test_the_task_of_a_head(n_classes: int, labels: Any, problem_type: str | Non
     assert sequence_task(torch.zeros(2, n_classes), labels, problem_type) == task
 
 
-@pytest.mark.parametrize("shape", [(2,), (2, 5, 3)])
+@pytest.mark.parametrize("shape", [(2,), (2, 5, 3, 1)])
 def test_logits_must_be_one_row_per_example(shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigurationError, match="expected logits of shape"):
         sequence_task(torch.zeros(shape), None, None)

@@ -8,20 +8,23 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
-from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
+from t3vis import ConfigurationError, RecorderCallback, Run, open_run
 from t3vis.store.reader import Split
 
 N_CLASSES = 3
 VOCABULARY = 60
 PAD, EOS = 0, 2
 Rows = list[dict[str, Any]]
+LEARNING: dict[str, Any] = {"learning_rate": 1e-2}
 
 _BERT_LIKE = {
     "hidden_size": 16,
@@ -80,11 +83,18 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 MODELS = tuple(_CONFIGS)
 
 
-def tiny_model(kind: str = "bert", *, seed: int = 0, num_labels: int = N_CLASSES, **config: Any) -> Any:
+def tiny_model(
+    kind: str = "bert",
+    *,
+    auto: Any = AutoModelForSequenceClassification,
+    seed: int = 0,
+    num_labels: int = N_CLASSES,
+    **config: Any,
+) -> Any:
     """A model with random weights, larger than usual so that examples differ, and no dropout unless asked for."""
     torch.manual_seed(seed)
     settings = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": 1}
-    model = AutoModelForSequenceClassification.from_config(
+    model = auto.from_config(
         AutoConfig.for_model(kind, **{**settings, **_CONFIGS[kind], "num_labels": num_labels, **config})
     )
     with torch.no_grad():
@@ -159,7 +169,7 @@ def pad_left(rows: Rows) -> dict[str, torch.Tensor]:
     return pad(rows, left=True)
 
 
-def arguments(output_dir: Path, **options: Any) -> TrainingArguments:
+def tiny_arguments(output_dir: Path, kind: type[TrainingArguments] = TrainingArguments, **options: Any) -> Any:
     """Arguments with which nothing is learned, so that every epoch sees the same model."""
     settings: dict[str, Any] = {
         "learning_rate": 0.0,
@@ -173,7 +183,7 @@ def arguments(output_dir: Path, **options: Any) -> TrainingArguments:
         "dataloader_pin_memory": False,
         "logging_steps": 1000,
     }
-    return TrainingArguments(str(output_dir), **{**settings, **options})
+    return kind(str(output_dir), **{**settings, **options})
 
 
 def tiny_trainer(
@@ -188,15 +198,51 @@ def tiny_trainer(
     options: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Trainer:
-    """A Trainer of a tiny model; ``options`` go to the Trainer, ``settings`` to its arguments."""
+    """A Trainer of a tiny model; ``options`` go to the Trainer, ``settings`` to its arguments.
+
+    ``model=False`` leaves the model to ``options["model_init"]``.
+    """
     return trainer_class(
-        model=tiny_model() if model is None else model,
-        args=arguments(output_dir, **settings),
+        model=tiny_model() if model is None else (model or None),
+        args=tiny_arguments(output_dir, **settings),
         train_dataset=as_dataset(tiny_rows()) if train is None else train,
         eval_dataset=eval_dataset,
         callbacks=[*([] if recorder is None else [recorder]), *callbacks],
         **{"data_collator": pad, **(options or {})},
     )
+
+
+def recorded(tmp_path: Path, *, recorder: dict[str, Any] | None = None, **trainer: Any) -> Run:
+    """Train with the recorder, and open what it recorded."""
+    tiny_trainer(tmp_path / "out", RecorderCallback(tmp_path / "run.zarr", **(recorder or {})), **trainer).train()
+    return open_run(tmp_path / "run.zarr")
+
+
+def held_out(n_examples: int = 9, seed: int = 1) -> Any:
+    return as_dataset(tiny_rows(n_examples, seed=seed))
+
+
+def refusal(trainer: Trainer, use: Callable[[Trainer], Any] = Trainer.train) -> str:
+    """The message of the ConfigurationError, raised before any weight has changed."""
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    with pytest.raises(ConfigurationError) as caught:
+        use(trainer)
+    assert trainer.state.global_step == 0
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert not any(module._forward_hooks for module in trainer.model.modules())
+    return str(caught.value)
+
+
+class Stops(TrainerCallback):
+    """Raises once, at the end of a step."""
+
+    def __init__(self, step: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.step, self.error = step, error
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise self.error
 
 
 class OwnModel(nn.Module):
@@ -256,6 +302,7 @@ def check_pass(
     pooling: str = "mean",
     task: str = "single_label",
     has_labels: bool = True,
+    tolerance: float = 0.0,
 ) -> None:
     """Every row of a pass equals a fresh forward pass on that id's example alone; unseen rows are empty."""
     expected_seen = set(range(len(rows)) if seen is None else seen)
@@ -275,15 +322,21 @@ def check_pass(
             continue
         row = rows[i]
         own_logits, own_states = alone(model, row)
-        np.testing.assert_allclose(logits[i], own_logits, rtol=1e-4, atol=1e-5, err_msg=f"logits of example {i}")
+        np.testing.assert_allclose(
+            logits[i], own_logits, rtol=1e-4 + tolerance, atol=1e-5 + tolerance, err_msg=f"logits of example {i}"
+        )
         if loss is not None:
             by_hand = loss_by_hand(own_logits, row["labels"], task)
-            np.testing.assert_allclose(loss[i], by_hand, rtol=1e-4, atol=1e-5, err_msg=f"loss of example {i}")
+            np.testing.assert_allclose(
+                loss[i], by_hand, rtol=1e-4 + tolerance, atol=1e-5 + tolerance, err_msg=f"loss of example {i}"
+            )
             np.testing.assert_array_equal(np.ravel(labels[i]), np.ravel(np.float32(row["labels"])))
         assert length[i] == len(row["input_ids"])
         if hidden is not None and layers is not None:
             own = pooled_by_hand(own_states, pooling)[list(layers)]
-            np.testing.assert_allclose(hidden[:, i], own, rtol=2e-3, atol=2e-3, err_msg=f"states of example {i}")
+            np.testing.assert_allclose(
+                hidden[:, i], own, rtol=2e-3 + tolerance, atol=2e-3 + tolerance, err_msg=f"states of example {i}"
+            )
 
 
 def check_training(

@@ -1,31 +1,82 @@
-"""Run by torchrun in ``test_recorder.py``: each of two processes trains the same tiny model."""
+"""Run by torchrun in ``test_processes.py``: each of two processes trains the same tiny models."""
 
+from __future__ import annotations
+
+import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed import all_gather_object
 
 from t3vis import ConfigurationError, RecorderCallback
-from tests.callbacks.tiny import as_dataset, tiny_model, tiny_rows, tiny_trainer
+from tests.callbacks.tiny import (
+    NumberedStream,
+    PlainDataset,
+    Stops,
+    as_dataset,
+    held_out,
+    pad,
+    tiny_model,
+    tiny_rows,
+    tiny_trainer,
+)
+
+ORDER = [*range(40, -1, -2), *range(1, 41, 2)]
 
 
-def main(directory: Path) -> None:
-    held_out = as_dataset(tiny_rows(9, seed=1))
-    trainer = tiny_trainer(
-        directory / "out",
-        RecorderCallback(directory / "run.zarr"),
+def pad_to_14(rows: Any) -> Any:
+    """Batches of one width, as they must be where one process reads for both."""
+    widest = {"input_ids": [0] * 14, "attention_mask": [0] * 14, "labels": 0}
+    return {key: batch[:-1] for key, batch in pad([*rows, widest]).items()}
+
+
+def stream() -> NumberedStream:
+    return NumberedStream(tiny_rows(), ORDER)
+
+
+ONE_WIDTH = {"data_collator": pad_to_14}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "even": {"train": as_dataset(tiny_rows(40))},
+    "uneven": {},
+    "drop_last": {"dataloader_drop_last": True},
+    "accumulation": {"gradient_accumulation_steps": 4},
+    "group_by_length": {"train_sampling_strategy": "group_by_length"},
+    "batch_rebalance": {"train_sampling_strategy": "batch_rebalance"},
+    "workers": {"dataloader_num_workers": 2, "train": PlainDataset(tiny_rows())},
+    "dispatch": {"accelerator_config": {"dispatch_batches": True}, "options": ONE_WIDTH},
+    "split": {"accelerator_config": {"split_batches": True}},
+    "dispatch and split": {
+        "accelerator_config": {"dispatch_batches": True, "split_batches": True},
+        "options": ONE_WIDTH,
+    },
+    "stream, dispatched": {"train": stream(), "max_steps": 12, "options": ONE_WIDTH},
+    "stream, sharded": {"train": stream(), "max_steps": 12, "accelerator_config": {"dispatch_batches": False}},
+}
+
+
+def trains(directory: Path, name: str, **settings: Any) -> Any:
+    recorder = {"id_column": "number"} if isinstance(settings.get("train"), NumberedStream) else {}
+    resume = settings.pop("resume", False)
+    return tiny_trainer(
+        directory / name / "out",
+        RecorderCallback(directory / name / "run.zarr", resume=resume, **recorder),
         model=tiny_model(),
-        eval_dataset=held_out,
-        eval_strategy="epoch",
         ddp_backend="gloo",
+        **settings,
     )
+
+
+def lives(directory: Path) -> None:
+    """A training with evaluations, a prediction, a second training; then one that is refused."""
+    trainer = trains(directory, "life", eval_dataset=held_out(), eval_strategy="epoch")
     trainer.train()
-    trainer.predict(held_out)
+    trainer.predict(held_out())
     trainer.args.num_train_epochs = 1
     trainer.train()
 
-    refused = tiny_trainer(directory / "out", RecorderCallback(directory / "run.zarr"), ddp_backend="gloo")
+    refused = trains(directory, "life")
     messages = [None, None]
     try:
         refused.train()
@@ -34,8 +85,30 @@ def main(directory: Path) -> None:
     if refused.args.process_index == 0:
         equal = len(set(messages)) == 1 and messages[0] is not None
         (directory / "refused").write_text(f"{len(messages) if equal else 0} processes: {messages[0]}")
+
+
+def is_interrupted(directory: Path, name: str) -> Path:
+    """Both processes stop in the second epoch; the checkpoint is from before."""
+    trainer = trains(directory, name, callbacks=[Stops(10)], save_strategy="steps", save_steps=8)
+    with contextlib.suppress(KeyboardInterrupt):
+        trainer.train()
+    return directory / name / "out" / "checkpoint-8"
+
+
+def main(directory: Path, what: str) -> None:
+    if what == "fsdp":
+        layers = {"transformer_layer_cls_to_wrap": "BertLayer"}
+        settings = {"eval_dataset": held_out(), "eval_strategy": "epoch"}
+        trains(directory, "fsdp", fsdp=True, fsdp_config=layers, **settings).train()
+    else:
+        lives(directory)
+        for name, settings in SETTINGS.items():
+            trains(directory, name, **settings).train()
+        checkpoint = is_interrupted(directory, "resumed")
+        trains(directory, "resumed", resume=True).train(resume_from_checkpoint=str(checkpoint))
+        is_interrupted(directory, "for one process")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -6,18 +6,21 @@ from typing import Any
 import numpy as np
 
 from t3vis.store import schema
+from t3vis.store.ragged import Ragged
 from t3vis.store.reader import Split
 from t3vis.store.seal import seal_pass
 from t3vis.store.writer import RunWriter, create_run
 
-Rows = dict[str, np.ndarray]
+Rows = dict[str, np.ndarray | Ragged]
 
 
 def split_attributes(n_examples: int | None, kind: schema.SplitKind = "train", **more: Any) -> dict[str, Any]:
     return {"kind": kind, "mode": kind, "n_examples": n_examples, "fingerprint": "f", **more}
 
 
-def rows_of(ids: Any, step: int, seed: int = 0, *, n_classes: int = 3, n_layers: int = 2, hidden: int = 4) -> Rows:
+def rows_of(
+    ids: Any, step: int, seed: int = 0, *, n_classes: int = 3, n_layers: int = 2, hidden: int = 4, tokens: bool = True
+) -> Rows:
     """A batch as the recorder hands it over."""
     rng = np.random.default_rng([seed, step])
     n = len(ids)
@@ -29,6 +32,9 @@ def rows_of(ids: Any, step: int, seed: int = 0, *, n_classes: int = 3, n_layers:
     }
     if n_layers:
         rows["hidden_states"] = rng.normal(size=(n_layers, n, hidden)).astype(np.float16)
+    if tokens:
+        lengths = (np.asarray(ids, np.int64) + step) % 4
+        rows["token_logprob"] = Ragged.with_lengths(rng.random(lengths.sum()).astype(np.float32), lengths)
     return rows
 
 
@@ -96,8 +102,17 @@ class Expected:
             out[(index, *[slice(None)] * n_leading, example)] = value
         return out
 
-    def names(self) -> list[str]:
-        return [name for name in schema.PASS_ARRAYS if name in self._recorded()]
+    def ragged(self, name: str, index: int) -> list[list[float]]:
+        """The rows of one pass of a ragged array."""
+        found: list[list[float]] = [[] for _ in range(self.n_examples)]
+        for (of_pass, example), visits in self._visits.items():
+            if of_pass == index:
+                found[example] = visits[0][1][name].tolist()
+        return found
+
+    def names(self, *, ragged: bool = False) -> list[str]:
+        recorded = self._recorded()
+        return [name for name, spec in schema.PASS_ARRAYS.items() if spec.is_ragged == ragged and name in recorded]
 
     def _recorded(self) -> set[str]:
         return {"visits"}.union(*(row for visits in self._visits.values() for _, row in visits))
@@ -119,6 +134,12 @@ class Expected:
                         assert expected[index, example] <= counted <= expected[index, example] + slack
                         expected[index, example] = counted
             np.testing.assert_array_equal(array[:], expected, err_msg=name)
+        assert split.ragged_arrays == self.names(ragged=True)
+        for name in split.ragged_arrays:
+            array = split.ragged(name)
+            assert array.shape == (self.n_passes, self.n_examples)
+            for index, rows in enumerate(array[:]):
+                assert [row.tolist() for row in rows] == self.ragged(name, index), name
         for record in split.passes:
             counts = split.visits[record.index]
             assert record.n_seen == np.count_nonzero(counts)

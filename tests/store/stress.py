@@ -271,7 +271,7 @@ class Trainer:
             folder.note(0, "opened", attempt=self.writer.attempt)
         self._meeting.wait()
         if self.rank:
-            self.writer = join_run(folder.run, rank=self.rank)
+            self.writer = join_run(folder.run, rank=self.rank, n_ranks=2)
         self._random = random.Random(plan.seed * 1000 + self.writer.attempt)  # the same on both ranks
 
     def _opened(self) -> RunWriter:

@@ -1,9 +1,9 @@
 """What dead processes leave behind is put in order, what counts stays, and a run that is being written is refused."""
 
 import os
+import select
 import shutil
 import signal
-import select
 import subprocess
 import sys
 from contextlib import ExitStack

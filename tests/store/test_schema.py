@@ -26,7 +26,7 @@ def test_the_specification_lists_the_arrays_of_the_schema():
     expected = [
         [
             spec.name,
-            f"({', '.join(('pass', *spec.leading, 'example', *spec.trailing))})",
+            f"({', '.join(('pass', *spec.leading, 'example', *spec.trailing, *['token'] * spec.is_ragged))})",
             np.dtype(spec.dtype).name,
             "NaN" if np.isnan(spec.fill) else str(spec.fill),
             spec.meaning,

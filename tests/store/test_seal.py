@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import zarr
 
+from t3vis.errors import StoreError
 from t3vis.store import schema, segments
+from t3vis.store.checksums import checksum
 from t3vis.store.commits import committed_passes
 from t3vis.store.reader import open_run
 from t3vis.store.seal import main, remove_sealed_segments, seal_pass
+from t3vis.store.verify import verify
 
 from .operations import killed_before_each
 from .recordings import Expected, new_run, rows_of, two_epochs
@@ -28,7 +31,12 @@ def test_sealing_moves_rows_into_the_order_of_the_examples(tmp_path):
 
 def test_the_manifest_says_what_was_covered(tmp_path):
     two_epochs(tmp_path)
-    assert seal_pass(tmp_path, "train", 1) == {
+    manifest = seal_pass(tmp_path, "train", 1)
+    shards = [file for file in tmp_path.glob("train/**/c/1/**/*") if file.is_file()]
+    assert manifest.pop("checksums") == {
+        file.relative_to(tmp_path / "train").as_posix(): checksum(file) for file in shards
+    }
+    assert manifest == {
         "pass": 1,
         "epoch": 1,
         "step": 2,
@@ -38,6 +46,7 @@ def test_the_manifest_says_what_was_covered(tmp_path):
         "n_never": 1,
         "first_step": 2,
         "last_step": 3,
+        "lineage": [[0, 2, 4]],
     }
     assert committed_passes(tmp_path / "train") == [1]
 
@@ -141,3 +150,46 @@ def test_what_a_dead_sealer_left_of_another_array_is_not_read(tmp_path):
 def test_the_sealer_does_not_import(name):
     code = f"import sys, t3vis.store.seal; sys.exit({name!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_pass_whose_segments_were_deleted_is_not_taken_for_one_that_saw_nothing(tmp_path):
+    _, expected = two_epochs(tmp_path)
+    shutil.move(tmp_path / "train/segments", tmp_path / "elsewhere")
+    with pytest.raises(SystemExit, match="train has no segments any more"):
+        main([str(tmp_path), "train:1"])
+    assert committed_passes(tmp_path / "train") == []
+    shutil.move(tmp_path / "elsewhere", tmp_path / "train/segments")
+    main([str(tmp_path), "train:1"])
+    expected.check(open_run(tmp_path).train)
+
+
+def test_a_damaged_pass_does_not_keep_the_others_from_being_sealed(tmp_path):
+    two_epochs(tmp_path)
+    (damaged, *_) = tmp_path.glob("train/segments/*/p0000_s000000/loss/c/0")
+    damaged.write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"p0000_s000000/loss"):
+        main([str(tmp_path), "train:0", "train:1"])
+    assert committed_passes(tmp_path / "train") == [1]
+
+
+def test_a_pass_is_added_with_the_codec_that_its_arrays_have(tmp_path):
+    """Whatever the root says by then, one array is never of two codecs."""
+    _, expected = two_epochs(tmp_path)
+    seal_pass(tmp_path, "train", 0)
+    root = schema.read_metadata(tmp_path)
+    root["attributes"]["storage"]["compression"] = "lz4"
+    schema.write_metadata(tmp_path, root)
+    seal_pass(tmp_path, "train", 1)
+    expected.check(open_run(tmp_path).train)
+    assert verify(tmp_path) == []
+
+
+def test_an_array_of_an_unknown_codec_gets_no_pass(tmp_path):
+    two_epochs(tmp_path)
+    seal_pass(tmp_path, "train", 0)
+    metadata = schema.read_metadata(tmp_path / "train/logits")
+    metadata["codecs"][0]["configuration"]["codecs"].append({"name": "zstd", "configuration": {"level": 1}})
+    schema.write_metadata(tmp_path / "train/logits", metadata)
+    with pytest.raises(StoreError, match=r"logits is encoded with .*zstd"):
+        seal_pass(tmp_path, "train", 1)
+    assert committed_passes(tmp_path / "train") == [0]

@@ -6,6 +6,7 @@ import zarr
 
 from t3vis.errors import StoreError
 from t3vis.store import schema, segments
+from t3vis.store.ragged import Ragged
 from t3vis.store.reader import open_run
 from t3vis.store.writer import create_run
 
@@ -23,7 +24,8 @@ def write(split, name, *, pass_=0, attempt=0, rank=0, sequence=0, of_pass=None, 
         "n_rows": len(rows["example"]),
         "of_pass": of_pass or {},
     }
-    segments.write_segment(path, {key: np.asarray(value) for key, value in rows.items()}, attributes)
+    columns = {key: value if isinstance(value, Ragged) else np.asarray(value) for key, value in rows.items()}
+    segments.write_segment(path, columns, attributes)
     return path
 
 
@@ -36,7 +38,12 @@ def test_rows_come_back_as_they_were_written_and_zarr_reads_them_too(tmp_path):
     path = write(tmp_path, "p0000_s000000", **rows)
     (segment,) = segments.list_segments(tmp_path, 0)
     for name, array in rows.items():
-        np.testing.assert_array_equal(zarr.open_array(path / name, mode="r")[...], array)
+        parts = {name: array}
+        if isinstance(array, Ragged):
+            parts = {f"{name}/values": array.values, f"{name}/offsets": array.offsets}
+            assert segment.read_ragged(schema.PASS_ARRAYS[name])[2].tolist() == array[2].tolist()
+        for part, values in parts.items():
+            np.testing.assert_array_equal(zarr.open_array(path / part, mode="r")[...], values)
     for name in ("logits", "loss", "step"):
         np.testing.assert_array_equal(segment.read(schema.PASS_ARRAYS[name]), rows[name])
     for layer in range(2):

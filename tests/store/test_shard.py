@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numcodecs.zstd import Zstd
 
 from t3vis.errors import StoreError
-from t3vis.store import schema
+from t3vis.store import schema, shard
+from t3vis.store.checksums import checksum
 from t3vis.store.layout import RowLayout
 from t3vis.store.sealed import open_sealed
 from t3vis.store.shard import shard_path, write_rows, write_shard
@@ -30,7 +31,7 @@ def write_array(path, rows, layout, *, fill=0, zstd=False, n_rows=None):
         codecs=(ZSTD,) if zstd else (),
     )
     schema.write_metadata(path, metadata)
-    write_rows(path, (), rows, layout, fill, Zstd(level=1).encode if zstd else None)
+    return write_rows(path, (), rows, layout, fill, Zstd(level=1).encode if zstd else None)
 
 
 @st.composite
@@ -107,6 +108,18 @@ def test_more_chunks_than_one_writev_takes(tmp_path):
     rows = np.arange(3000, dtype="<i8")
     write_array(tmp_path / "a", rows, RowLayout(1, 3000))
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "a", mode="r")[...], rows)
+
+
+@pytest.mark.parametrize("zstd", [False, True])
+@pytest.mark.parametrize("block_bytes", [1, 7, 64, 10_000])
+def test_files_are_what_their_checksums_say_however_they_are_cut(tmp_path, monkeypatch, block_bytes, zstd):
+    monkeypatch.setattr(shard, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(shard, "_RESERVED_FROM", 5)
+    rows = np.random.default_rng(0).integers(0, 99, (70, 3), np.int32)
+    written = write_array(tmp_path / "a", rows, RowLayout(4, 32), zstd=zstd)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a", mode="r")[...], rows)
+    files = [shard_path(tmp_path / "a", (), number, 1) for number in range(3)]
+    assert written == {file: checksum(file) for file in files}
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def test_a_batch_larger_than_the_buffer_is_taken_in_parts(tmp_path):
 
 def test_several_ranks_record_one_epoch(tmp_path):
     first, expected = new_run(tmp_path, 9), Expected(9)
-    ranks = [first, *(join_run(tmp_path, rank=rank) for rank in (1, 2))]
+    ranks = [first, *(join_run(tmp_path, rank=rank, n_ranks=3) for rank in (1, 2))]
     for writer in ranks[1:]:
         writer.begin_pass("train", 0, {"epoch": 0, "step": 0})
     for step in range(3):
@@ -535,3 +535,51 @@ def test_describing_a_split_twice_writes_once(tmp_path):
     writer.describe("train", {"task": "single_label"})
     assert node.stat().st_ino == before
     assert schema.read_metadata(tmp_path / "train")["attributes"]["task"] == "single_label"
+
+
+WRITE = """if True:
+    import sys, time
+    from pathlib import Path
+    from t3vis.store.writer import create_run
+    writer = create_run(Path(sys.argv[1]), {}, start_step=None, resume=True)
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("way", ["resume", "overwrite"])
+def test_a_run_that_another_process_is_writing_is_left_to_it(tmp_path, way):
+    writer, expected = two_epochs(tmp_path)
+    writer.close()
+    with subprocess.Popen([sys.executable, "-c", WRITE, tmp_path], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "writing\n"
+            names = sorted(path.name for path in (tmp_path / "attempts").iterdir())
+            with pytest.raises(ConfigurationError, match=r"is being written by another process; wait until"):
+                create_run(tmp_path, {}, start_step=4, **{way: True})
+            assert sorted(path.name for path in (tmp_path / "attempts").iterdir()) == names
+        finally:
+            other.kill()
+    expected.check(open_run(tmp_path).train)
+    create_run(tmp_path, {}, start_step=4, resume=True).close()
+    expected.check(open_run(tmp_path).train)
+
+
+def test_a_writer_that_its_own_process_has_left_behind_does_not_block_the_next(tmp_path):
+    """As in a notebook, where a training was interrupted and is begun again."""
+    interrupted, expected = two_epochs(tmp_path)
+    resumed = create_run(tmp_path, {}, start_step=4, resume=True)
+    resumed.close()
+    expected.check(open_run(tmp_path).train)
+    interrupted.begin_pass("train", 2, {})
+    code = f"from t3vis.store.writer import *; create_run(Path({str(tmp_path)!r}), {{}}, resume=True)"
+    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "is being written by another process" in refused.stderr
+
+
+def test_a_process_that_does_not_see_the_run_of_the_first_one_says_so(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"process 1 finds no run at .* all processes"):
+        join_run(tmp_path, rank=1, n_ranks=2)
+    new_run(tmp_path).close()
+    with pytest.raises(ConfigurationError, match=r"process 1 finds no run"):
+        join_run(tmp_path, rank=1, n_ranks=2)

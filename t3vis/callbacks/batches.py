@@ -1,0 +1,80 @@
+"""What a micro-batch says before the model sees it, and which of its rows and tokens are whose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from t3vis.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a micro-batch says before the model sees it.
+
+    ``ids`` has shape (n,), ``labels`` (n, ...), ``mask`` (n, n_tokens) with 1 for tokens that are not padding.
+    ``main`` is the model's main input, ``None`` if the batch does not hold it under its usual name. Where the
+    examples stand one after another in a single row, ``position_ids`` begin anew with each, and ``lengths`` are
+    theirs (see ``split_up``). A ``paired`` batch holds a chosen completion for each id, then a rejected one for each.
+    ``shifted``: the label of a position is the token that follows it.
+    """
+
+    ids: Tensor
+    labels: Tensor | None
+    mask: Tensor | None
+    main: Tensor | None
+    training: bool
+    position_ids: Tensor | None = None
+    paired: bool = False
+    shifted: bool = False
+    lengths: list[int] = field(default_factory=list)
+
+    def split_up(self) -> Batch:
+        """The batch with the ``lengths`` of its examples and a mask to match, if they share a row without padding.
+
+        Raises
+        ------
+        ConfigurationError
+            If the row does not hold one sequence for each id.
+        """
+        if self.mask is not None or self.position_ids is None or self.position_ids.shape[:-1].numel() != 1:
+            return self
+        starts = (self.position_ids.flatten() == 0).nonzero().flatten()
+        if len(starts) != len(self.ids):
+            raise ConfigurationError(
+                f"a row without padding holds {len(starts)} sequences for {len(self.ids)} examples of the dataset; "
+                "packed examples cannot be told apart: turn packing off (padding_free=True may stay), and do not pad "
+                "the row (pad_to_multiple_of=None)."
+            )
+        end = starts.new_tensor([self.position_ids.numel()])
+        lengths = torch.cat([starts, end]).diff().tolist()
+        ones = [torch.ones(length, dtype=torch.int64, device=starts.device) for length in lengths]
+        return replace(self, lengths=lengths, mask=pad_sequence(ones, batch_first=True))
+
+    def own(self, tensor: Tensor, what: str) -> Tensor:
+        """What the model returned for each token, as one row for each example: shape (n, n_tokens, ...).
+
+        Of a pair that is the row of the chosen completion.
+
+        Raises
+        ------
+        ConfigurationError
+            If it does not have one row for each example.
+        """
+        expected = 1 if self.lengths else len(self.ids) * (2 if self.paired else 1)
+        if len(tensor) != expected:
+            raise wrong_number_of_rows(len(tensor), what, len(self.ids))
+        if self.lengths:
+            return pad_sequence(list(torch.split(tensor[0], self.lengths)), batch_first=True)
+        return tensor[: len(self.ids)]
+
+
+def wrong_number_of_rows(found: int, what: str, n_examples: int) -> ConfigurationError:
+    """The error for outputs that are not one row per example."""
+    return ConfigurationError(
+        f"the model returned {found} rows of {what} for {n_examples} examples; a collator or model that "
+        "changes the number of rows cannot be recorded, because no row could be tied to its example."
+    )
