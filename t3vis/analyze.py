@@ -171,7 +171,7 @@ def analyzed_separability(run: Run, split: Split) -> LayerFigures:
     if known is not None:
         return LayerFigures(known.columns, known.attributes["passes_shown"], known.attributes["layers"])
     _recorded(split, "hidden_states")
-    _, labels = _logits_and_labels(split)
+    labels = _classes(split)
     cells = [(index, number) for index in indices for number in range(len(split.layers))]
     rows = [
         separability(Layer(split, index, number), labels, **parameters).as_row()
@@ -197,7 +197,7 @@ def analyzed_outliers(run: Run, split: Split) -> Outliers:
         columns = dict(known.columns)
         return Outliers(score=columns.pop("outlier_score"), **columns)
     _recorded(split, "hidden_states")
-    _, labels = _logits_and_labels(split)
+    labels = _classes(split)
     last = Layer(split, split.passes[-1].index, -1)
     has_loss = "loss" in split.arrays
     computed = outliers(
@@ -315,14 +315,19 @@ def _recorded(split: Split, name: str) -> Any:
 
 
 def _logits_and_labels(split: Split) -> tuple[Any, NDArray[np.int64]]:
-    logits = _recorded(split, "logits")
+    return _recorded(split, "logits"), _classes(split)
+
+
+def _classes(split: Split) -> NDArray[np.int64]:
+    """The gold classes of a task that has one for each example."""
     task = split.attributes["task"]
     if task != "single_label":
         raise AnalysisError(
             f"{split.path} is a {task.replace('_', ' ')} task; expected single-label classification, which this "
             "analysis is defined on."
         )
-    return logits, split.labels
+    labels: NDArray[np.int64] = split.labels
+    return labels
 
 
 def _provenance(split: Split, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -121,9 +121,12 @@ def findings(run: Run, split: Split, *, burn_in: int = 0, burn_out: int | None =
     Raises
     ------
     AnalysisError
-        If not even a data map can be computed.
+        If nothing was recorded, or burn-in and burn-out leave no pass.
     """
-    lines = _of_data_map(run, split, burn_in, burn_out)
+    if "logits" in split.arrays:
+        lines = _of_data_map(run, split, burn_in, burn_out)
+    else:
+        lines = [f"{split.name}: {split.n_examples:,} examples over {len(split.passes)} passes, without logits"]
     for what, lines_of in (
         ("label quality", _of_suspects),
         ("difficulty", _of_difficulty),

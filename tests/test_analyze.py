@@ -37,6 +37,7 @@ def recorded(
     kind: str = "train",
     n_outputs: int = 3,
     hidden: bool = True,
+    logits: bool = True,
     spoil=lambda rows: None,
 ) -> Run:
     """A run whose logits and hidden states follow the labels more from epoch to epoch."""
@@ -62,6 +63,8 @@ def recorded(
         if hidden:
             noise = rng.normal(size=(N_LAYERS, n_examples, HIDDEN)) / 3
             rows["hidden_states"] = (drawn + noise + pull[:, :HIDDEN]).astype(np.float16)
+        if not logits:
+            del rows["logits"]
         rows["labels" if task == "single_label" else "targets"] = targets
         order = rows["example"]
         for array in rows:
@@ -209,6 +212,20 @@ def test_without_hidden_states_the_rest_is_there(tmp_path):
     assert [line.split(":")[0].strip() for line in lines] == ["layers", "outliers", "drift"]
     assert all("holds no hidden states, which this analysis needs" in line for line in lines)
     assert np.isnan(analyzed_suspects(run, run.train).neighbour_agreement).all()
+
+
+def test_without_logits_the_rest_is_there(tmp_path):
+    run = recorded(tmp_path / "run.zarr", logits=False)
+    lines = findings(run, run.train)
+    assert lines[0] == "train: 40 examples over 3 passes, without logits"
+    missing = [line.split(":")[0].strip() for line in lines if "not computed" in line]
+    assert missing == ["label quality", "difficulty"]
+
+
+def test_nothing_recorded_yet_is_an_error(tmp_path):
+    run = recorded(tmp_path / "run.zarr", epochs=())
+    with pytest.raises(AnalysisError, match="nothing was recorded"):
+        analyzed_data_map(run, run.train)
 
 
 def test_a_single_pass_has_no_drift(tmp_path):
