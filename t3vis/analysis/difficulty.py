@@ -121,6 +121,12 @@ def error_norms(logits: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[np
 
     Shapes as in `el2n`. Returns shape (n_epochs, n_examples), in [0, sqrt(2)]; NaN where the example was not seen or
     has no label.
+
+    Examples
+    --------
+    >>> error_norms(np.log([[[3.0, 1.0]], [[1.0, 3.0]]]), np.array([0])).round(3)
+    array([[0.354],
+           [1.061]])
     """
     labelled = labels >= 0
     column = np.where(labelled, labels, 0)[:, np.newaxis]

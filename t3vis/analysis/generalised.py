@@ -129,6 +129,11 @@ def signed_logits(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.flo
     """``(2 * y - 1) * z``: positive where the prediction agrees with the label; NaN where it is not known.
 
     Shapes (n_epochs, n_examples, n_labels) and (n_examples, n_labels), in memory.
+
+    Examples
+    --------
+    >>> signed_logits(np.array([[[2.0, -1.0]]]), np.array([[0, 0]]))
+    array([[[-2.,  1.]]])
     """
     signed: NDArray[np.float64] = (2 * targets.astype(np.float64) - 1) * logits.astype(np.float64)
     return signed

@@ -63,6 +63,11 @@ def margins(logits: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[np.flo
 
     Shapes as in `data_map`. Returns shape (n_epochs, n_examples); NaN where the example was not seen
     or has no label.
+
+    Examples
+    --------
+    >>> margins(np.array([[[1.0, 3.0, 0.0]]]), np.array([1]))
+    array([[2.]])
     """
     labelled = labels >= 0
     column = np.where(labelled, labels, 0)[:, np.newaxis]

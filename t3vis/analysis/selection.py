@@ -172,6 +172,12 @@ def kept(dataset: DatasetT, ids: NDArray[np.integer]) -> DatasetT:
     ------
     AnalysisError
         If an id is out of range: then it is another dataset.
+
+    Examples
+    --------
+    >>> from datasets import Dataset
+    >>> kept(Dataset.from_dict({"text": ["a", "b", "c"]}), np.array([0, 2]))["text"][:]
+    ['a', 'c']
     """
     if len(ids) and not 0 <= ids.min() <= ids.max() < len(dataset):
         raise AnalysisError(

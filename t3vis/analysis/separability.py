@@ -173,7 +173,27 @@ def knn_accuracy(
 
 
 def neighbour_votes(neighbours: Neighbours, labels: NDArray[np.integer]) -> NDArray[np.int64]:
-    """How many neighbours of each example have each label, shape (n_rows, n_classes); those without one do not vote."""
+    """How many neighbours of each example have each label; those without one do not vote.
+
+    Parameters
+    ----------
+    neighbours
+        Of any examples.
+    labels
+        Shape (n_examples,), of all; negative where there is none.
+
+    Returns
+    -------
+    Shape (n_rows, n_classes), a row for each row of `neighbours`.
+
+    Examples
+    --------
+    >>> near = nearest_neighbours(np.array([[0.0], [1.0], [3.0]]), k=2, metric="euclidean")
+    >>> neighbour_votes(near, np.array([0, 0, 1]))
+    array([[1, 1],
+           [1, 1],
+           [2, 0]])
+    """
     n_rows, n_classes = len(neighbours.ids), max(int(labels.max(initial=-1)) + 1, 1)
     of_neighbour = np.where(neighbours.ids >= 0, labels[neighbours.ids], -1)
     votes = of_neighbour >= 0
@@ -322,7 +342,13 @@ def class_geometry(states: StatesLike, labels: NDArray[np.integer], *, chunk_siz
 
 
 def mean_state(states: StatesLike, *, chunk_size: int = CHUNK_SIZE) -> NDArray[np.float32]:
-    """Mean of the states that were seen, shape (hidden,); zero if there is none."""
+    """Mean of the states that were seen, shape (hidden,); zero if there is none.
+
+    Examples
+    --------
+    >>> mean_state(np.array([[1.0, 2.0], [3.0, 6.0], [np.nan, 0.0]]))
+    array([2., 4.], dtype=float32)
+    """
     total = np.zeros(states.shape[1])
     n_seen = 0
     for _, values, seen in state_chunks(states, chunk_size=chunk_size):

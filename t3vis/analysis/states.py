@@ -68,7 +68,14 @@ class MeanDirection:
 
 
 def unit_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows brought to length 1; rows of zeros stay."""
+    """Rows brought to length 1; rows of zeros stay.
+
+    Examples
+    --------
+    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32))
+    array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32)
+    """
     norms = np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64))[:, np.newaxis]
     unit = np.zeros_like(values)
     np.divide(values, norms, out=unit, where=norms > 0, casting="unsafe")
