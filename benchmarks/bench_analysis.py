@@ -125,31 +125,52 @@ def at_least(value: float, target: float) -> dict[str, Any]:
 
 
 def seconds_of_loop(path: Path, n_examples: int) -> float:
-    """The same quantities in a Python loop over examples, as allenai/cartography computes them; compared with ours."""
-    import torch
+    """The same quantities as allenai/cartography computes them: JSON lines read, then a loop over examples and epochs.
 
+    Compared with ours. Reading counts on both sides.
+    """
     split = open_run(path).train
     logits, labels = split.logits[:, :n_examples], split.labels[:n_examples]
+    logs = [
+        [
+            json.dumps({"guid": guid, "logits": row, "gold": gold})
+            for guid, (row, gold) in enumerate(zip(rows.tolist(), labels.tolist(), strict=True))
+        ]
+        for rows in logits
+    ]
     begin = time.perf_counter()
-    found: dict[str, list[float]] = defaultdict(list)
-    for example in range(n_examples):
-        gold, correct = [], []
-        for epoch in range(len(logits)):
-            probs = torch.nn.functional.softmax(torch.tensor(logits[epoch, example]), dim=-1)
-            gold.append(float(probs[labels[example]]))
-            correct.append(bool(probs.argmax() == labels[example]))
-        found["confidence"].append(float(np.mean(gold)))
-        found["variability"].append(float(np.std(gold)))
-        found["correctness"].append(sum(correct) / len(correct))
-        forgotten = 0
-        for earlier, later in pairwise(correct):
-            forgotten += earlier and not later
-        found["forgetting_events"].append(forgotten)
+    found = loop_over_examples(logs)
     seconds = time.perf_counter() - begin
     ours = data_map(logits, labels).as_columns()
     for name, values in found.items():
         assert np.allclose(values, ours[name], atol=1e-5), f"{name} differs from the loop"
     return seconds
+
+
+def loop_over_examples(logs: list[list[str]]) -> dict[str, list[float]]:
+    """Training dynamics from lines of JSON, one list of them for each epoch."""
+    import torch
+
+    logits: dict[int, list[list[float]]] = defaultdict(list)
+    labels: dict[int, int] = {}
+    for lines in logs:
+        for line in lines:
+            record = json.loads(line)
+            logits[record["guid"]].append(record["logits"])
+            labels[record["guid"]] = record["gold"]
+    found: dict[str, list[float]] = defaultdict(list)
+    for guid, of_epochs in logits.items():
+        gold, correct = [], []
+        for row in of_epochs:
+            probs = torch.nn.functional.softmax(torch.Tensor(row), dim=-1)
+            gold.append(float(probs[labels[guid]]))
+            correct.append(bool(np.argmax(row) == labels[guid]))
+        found["confidence"].append(float(np.mean(gold)))
+        found["variability"].append(float(np.std(gold)))
+        found["threshold_closeness"].append(found["confidence"][-1] * (1 - found["confidence"][-1]))
+        found["correctness"].append(sum(correct) / len(correct))
+        found["forgetting_events"].append(sum(before and not after for before, after in pairwise(correct)))
+    return found
 
 
 def write_run(path: Path, n_examples: int) -> None:

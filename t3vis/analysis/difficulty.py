@@ -12,11 +12,11 @@ from t3vis.analysis.trajectories import (
     CHUNK_SIZE,
     LogitsLike,
     check_logits_and_labels,
+    classes_first,
     example_chunks,
-    is_seen,
+    exponentiate,
     joined_columns,
     mean_over_epochs,
-    relative_probs,
     trajectories,
 )
 from t3vis.errors import AnalysisError
@@ -129,15 +129,14 @@ def error_norms(logits: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[np
            [1.061]])
     """
     labelled = labels >= 0
-    column = np.where(labelled, labels, 0)[:, np.newaxis]
+    at_label = np.where(labelled, labels, 0), np.arange(len(labels))
     found = np.full(logits.shape[:2], np.nan)
     for epoch, epoch_logits in enumerate(logits):
-        probs = relative_probs(epoch_logits, epoch_logits.argmax(axis=-1))
-        probs /= probs.sum(axis=-1, keepdims=True)
-        gold = np.take_along_axis(probs, column, axis=-1)
-        np.put_along_axis(probs, column, gold - 1, axis=-1)
-        known = is_seen(epoch_logits) & labelled
-        np.sqrt(np.einsum("nc,nc->n", probs, probs), out=found[epoch], where=known)
+        probs, top, seen = classes_first(epoch_logits)
+        exponentiate(probs, top)
+        probs /= probs.sum(axis=0)
+        probs[at_label] -= 1
+        np.sqrt(np.einsum("cn,cn->n", probs, probs), out=found[epoch], where=seen & labelled)
     return found
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import xlogy
 
 from t3vis.analysis.margins import margins
 from t3vis.analysis.nearest import Neighbours
@@ -13,11 +12,11 @@ from t3vis.analysis.trajectories import (
     CHUNK_SIZE,
     LogitsLike,
     check_logits_and_labels,
+    classes_first,
     example_chunks,
-    is_seen,
+    exponentiate,
     joined_columns,
     mean_over_epochs,
-    relative_probs,
 )
 from t3vis.errors import AnalysisError
 
@@ -191,7 +190,8 @@ def confidence_weighted_entropy(probs: NDArray[np.floating], labels: NDArray[np.
     labelled, column = _column(labels)
     values = probs.astype(np.float64)
     given = np.maximum(np.take_along_axis(values, column, axis=-1)[:, 0], 1e-6)
-    entropy = -xlogy(values, values).sum(axis=-1) / np.log(values.shape[1])
+    # Where a probability is 0 so is its part of the entropy.
+    entropy = -np.einsum("nc,nc->n", values, np.log(np.maximum(values, 1e-300))) / np.log(values.shape[1])
     ratio = np.maximum(entropy, 0) / given
     return np.where(labelled, np.log1p(ratio) / np.maximum(ratio, 1e-6), np.nan)
 
@@ -345,17 +345,17 @@ def mean_probs(logits: NDArray[Any]) -> NDArray[np.float64]:
 
     Returns shape (n_examples, n_classes), each row summing to one; NaN for an example that was never seen.
     """
-    total = np.zeros(logits.shape[1:])
-    n_seen = np.zeros(logits.shape[1])
+    _, n_examples, n_classes = logits.shape
+    total, n_seen = np.zeros((n_classes, n_examples)), np.zeros(n_examples)
     for epoch_logits in logits:
-        seen = is_seen(epoch_logits)
-        relative = relative_probs(epoch_logits, epoch_logits.argmax(axis=-1))
-        relative /= relative.sum(axis=-1, keepdims=True)
-        relative[~seen] = 0
-        total += relative
+        probs, top, seen = classes_first(epoch_logits)
+        exponentiate(probs, top)
+        probs /= probs.sum(axis=0)
+        probs[:, ~seen] = 0
+        total += probs
         n_seen += seen
-    total[n_seen == 0] = np.nan
-    return total / np.maximum(n_seen, 1)[:, np.newaxis]
+    total[:, n_seen == 0] = np.nan
+    return np.ascontiguousarray((total / np.maximum(n_seen, 1)).T)
 
 
 def _suspects_of_chunk(

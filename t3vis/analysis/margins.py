@@ -9,8 +9,8 @@ from t3vis.analysis.trajectories import (
     CHUNK_SIZE,
     LogitsLike,
     check_logits_and_labels,
+    classes_first,
     example_chunks,
-    is_seen,
     mean_over_epochs,
 )
 from t3vis.errors import AnalysisError
@@ -70,14 +70,13 @@ def margins(logits: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[np.flo
     array([[2.]])
     """
     labelled = labels >= 0
-    column = np.where(labelled, labels, 0)[:, np.newaxis]
+    at_label = np.where(labelled, labels, 0), np.arange(len(labels))
     found = np.full(logits.shape[:2], np.nan)
     for epoch, epoch_logits in enumerate(logits):
-        others = epoch_logits.astype(np.float64)
-        gold = np.take_along_axis(others, column, axis=-1)[:, 0]
-        known = is_seen(epoch_logits) & labelled
-        np.put_along_axis(others, column, -np.inf, axis=-1)
-        np.subtract(gold, others.max(axis=-1), out=found[epoch], where=known)
+        values, _, seen = classes_first(epoch_logits)
+        gold = values[at_label].astype(np.float64)
+        values[at_label] = -np.inf
+        np.subtract(gold, values.max(axis=0), out=found[epoch], where=seen & labelled)
     return found
 
 
