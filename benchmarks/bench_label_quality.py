@@ -35,7 +35,7 @@ PART = slice(0, None, 2)
 RATES = (0.02, 0.05, 0.10, 0.20)
 KINDS: tuple[Literal["uniform", "class-dependent"], ...] = ("uniform", "class-dependent")
 N_FOLDS = 3
-N_EPOCHS = {"banking77": 6, "sst2": 5}
+N_EPOCHS = {"banking77": 5, "sst2": 4}
 LEARNING_RATE = {"banking77": 3e-4, "sst2": 5e-5}
 BATCH_SIZE = 32
 MAX_LENGTH = 48
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="keep what was found of each case there, and do not repeat it")
     options = parser.parse_args()
     cases = [
-        Case(dataset, kind, rate, n_examples=500 if options.quick else 1_500, seed=0, is_quick=options.quick)
+        Case(dataset, kind, rate, n_examples=500 if options.quick else 1_000, seed=0, is_quick=options.quick)
         for dataset, kind, rate in product(N_EPOCHS, KINDS, RATES)
         if not options.quick or (kind, rate) == ("uniform", 0.10)
     ]
@@ -338,7 +338,7 @@ def fitted(case: Case, data: Data, model: str, examples: NDArray[np.int64], call
             model=AutoModelForSequenceClassification.from_pretrained(model, num_labels=data.n_classes),
             args=TrainingArguments(
                 output_dir=folder,
-                num_train_epochs=4 if case.is_quick else N_EPOCHS[case.dataset],
+                num_train_epochs=3 if case.is_quick else N_EPOCHS[case.dataset],
                 learning_rate=LEARNING_RATE[case.dataset],
                 warmup_steps=0.1,
                 per_device_train_batch_size=BATCH_SIZE,

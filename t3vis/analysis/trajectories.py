@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from t3vis.errors import AnalysisError
 
-CHUNK_SIZE = 32_768
-"""Examples read at a time: at ten epochs and twenty classes of float32, 26 MB."""
+CHUNK_SIZE = 16_384
+"""Examples read at a time: at ten epochs and twenty classes of float32, 13 MB."""
 
 
 class LogitsLike(Protocol):
