@@ -50,7 +50,7 @@ DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PACKAGES = ("numpy", "zarr", "numcodecs", "torch", "h5py", "pyarrow", "zarrs", "tensorstore", "pylance")
 N_CLASSES, BATCH = 77, 32
 LAYER = 3  # the one that is read, and compressed
-N_LAYERS_WRITTEN = 3
+N_LAYERS_WRITTEN = 2
 N_CHOSEN = 1000
 Rows = dict[str, NDArray[Any]]
 
@@ -197,14 +197,9 @@ def writing(
     def write_other(other: Format, folder: Path) -> None:
         other.write(folder, states)
 
-    def check_other(other: Format, folder: Path) -> None:
-        opened = other.open(folder)
-        for layer, rows in enumerate(states):
-            equal(opened.layer(layer), rows, other.name)
-
     tasks = {"np.save": Task(save), "t3vis": Task(write, check=check)}
     for name, other in others.items():
-        tasks[name] = Task(partial(write_other, other), check=partial(check_other, other))
+        tasks[name] = Task(partial(write_other, other))  # `reading` compares them
     timings = interleaved(tasks, n_rounds, scratch, 2 * states.nbytes)
     title = f"Writing {len(states)} layers without a codec, {states.nbytes / MB:.0f} MB"
     report.table(title, "write", timings, "np.save", states.nbytes)

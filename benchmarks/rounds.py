@@ -117,7 +117,8 @@ def cpu_ratio(timings: Timings, name: str, to: str) -> float:
 
 def equal(found: NDArray[Any], expected: NDArray[Any], what: str) -> None:
     """Stop unless two arrays are the same bit by bit."""
-    if found.shape != expected.shape or found.tobytes() != expected.tobytes():
+    one, other = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (found, expected))
+    if found.shape != expected.shape or found.dtype != expected.dtype or not np.array_equal(one, other):
         raise SystemExit(f"{what} does not hold what was written")
 
 

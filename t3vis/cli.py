@@ -22,6 +22,7 @@ from t3vis.errors import AnalysisError, ConfigurationError, StoreError, T3VisErr
 from t3vis.findings import RANKINGS, STRATEGIES, class_rows, findings, label_text, ranked_rows
 from t3vis.store.compact import compact
 from t3vis.store.integrity import Progress
+from t3vis.store.push import push
 from t3vis.store.reader import Split, open_run
 from t3vis.store.repair import repair
 from t3vis.store.verify import verify
@@ -188,6 +189,16 @@ def parser() -> argparse.ArgumentParser:
         "--drop-layers", type=int, nargs="+", default=(), metavar="L", help="hidden states to leave out"
     )
     compact_.add_argument("--keep-epochs", type=int, nargs="+", metavar="E", help="epochs to keep, by number")
+
+    push_ = _command(
+        commands,
+        "push",
+        _push,
+        "copy what is sealed of a run to a URL or directory; repeated, it copies what is new",
+        "t3vis push runs/demo.zarr s3://bucket/demo.zarr",
+    )
+    push_.add_argument("run", type=Path, metavar="RUN", help="path of the run; it may still be training")
+    push_.add_argument("url", metavar="URL", help="anything that fsspec can write to, or a directory")
     return root
 
 
@@ -445,6 +456,15 @@ def _compact(options: argparse.Namespace) -> None:
         )
     before, after = _size_of(options.run), _size_of(options.out)
     print(f"{options.out}: {after:,} bytes, {after / before:.0%} of the {before:,} of {options.run}")
+
+
+def _push(options: argparse.Namespace) -> None:
+    with _bar("push", "B") as progress:
+        done = push(options.run, options.url, progress=progress)
+    print(
+        f"{options.url}: {done.n_copied:,} shards ({done.bytes_copied:,} bytes) copied, "
+        f"{done.n_skipped:,} were there already"
+    )
 
 
 @contextmanager

@@ -59,8 +59,9 @@ def test_example_in_help_runs(name: str, in_demo_folder: Path, capsys: pytest.Ca
 
 def test_every_command_is_tested_above() -> None:
     assert sorted(commands()) == [
-        "analyze", "classes", "compact", "demo", "info", "plot", "rank", "repair", "select", "suspects", "verify",
-    ]  # fmt: skip
+        *("analyze", "classes", "compact", "demo", "info", "plot", "push", "rank", "repair", "select", "suspects"),
+        "verify",
+    ]
 
 
 def test_demo_says_where_to_look_and_how_many_errors_it_found(tmp_path, monkeypatch, capsys) -> None:
@@ -277,9 +278,22 @@ def test_compact_says_what_was_gained(in_demo_folder: Path, capsys) -> None:
     np.testing.assert_array_equal(run.train.hidden_states[:, 1], open_run(RUN).train.hidden_states[:, 2])
 
 
+def test_push_copies_what_is_new(in_demo_folder: Path, capsys) -> None:
+    assert main(["push", str(RUN), "copy.zarr"]) == 0
+    n_shards, n_bytes = re.fullmatch(
+        r"copy\.zarr: (\d+) shards \(([\d,]+) bytes\) copied, 0 were there already\n", capsys.readouterr().out
+    ).groups()
+    assert int(n_shards) > 10
+    assert int(n_bytes.replace(",", "")) > 10_000
+    np.testing.assert_array_equal(open_run("copy.zarr").train.logits, open_run(RUN).train.logits)
+    assert main(["push", str(RUN), "copy.zarr"]) == 0
+    assert capsys.readouterr().out == f"copy.zarr: 0 shards (0 bytes) copied, {n_shards} were there already\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["push", "nowhere.zarr", "copy.zarr"], "expected a t3vis run at nowhere.zarr, found nothing"),
         (["verify", "nowhere.zarr"], "expected a t3vis run at nowhere.zarr, found nothing"),
         (["repair", "nowhere.zarr"], "expected a t3vis run at nowhere.zarr, found nothing"),
         (["compact", str(RUN), str(RUN)], "already exists"),

@@ -32,6 +32,13 @@ class Batch:
     shifted: bool = False
     lengths: list[int] = field(default_factory=list)
 
+    @property
+    def n_rows(self) -> int:
+        """Rows that the model sees: of several choices, (n, n_choices, n_tokens), each is one."""
+        main = self.main
+        is_choices = main is not None and main.dim() == 3 and not main.is_floating_point()
+        return main.shape[0] * main.shape[1] if main is not None and is_choices else len(self.ids)
+
     def split_up(self) -> Batch:
         """The batch with the ``lengths`` of its examples and a mask to match, if they share a row without padding.
 

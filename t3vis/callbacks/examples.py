@@ -82,6 +82,8 @@ def read_columns(
     """
     plain = dataset.with_format("arrow")
     label = label_column(dataset, label_names)
+    if label is not None and not of_examples(plain, label):
+        label = None
     has_ids = "input_ids" in dataset.column_names and _is_list(plain[:1].column("input_ids").type)
     decode = getattr(decoder, "batch_decode", None) if has_ids else None
     for start in range(0, len(dataset), BATCH_ROWS):
@@ -93,6 +95,24 @@ def read_columns(
             ids = table.column("input_ids").to_pylist()
             kept[DECODED_COLUMN] = decode(ids, skip_special_tokens=True)
         yield Columns(labels, targets, _length(table, n_token_ids), token_ids, n_token_ids, kept)
+
+
+def of_examples(plain: datasets.Dataset, column: str) -> bool:
+    """Whether labels are those of examples; lists of several lengths, or of classes, are labels of their tokens.
+
+    ``plain`` is in the format ``"arrow"``.
+    """
+    lists = plain.select_columns([column])
+    if not len(lists) or not _is_list(lists[:1].column(column).type):
+        return True
+    widths: set[int] = set()
+    for start in range(0, len(lists), BATCH_ROWS):
+        values, lengths = _ragged(lists[start : start + BATCH_ROWS], column)
+        widths |= set(np.unique(lengths).tolist())
+        are_values = values.dtype.kind == "f" or (values.dtype.kind in "biu" and np.isin(values, (0, 1)).all())
+        if len(widths) > 1 or not are_values:
+            return False
+    return True
 
 
 def label_column(dataset: Any, label_names: Sequence[str]) -> str | None:
@@ -163,8 +183,7 @@ def _labels(table: pa.Table, column: str | None) -> tuple[NDArray[np.int64] | No
         return None, labels.to_numpy(zero_copy_only=False).astype(np.float32)[:, None]
     if _is_list(labels.type):
         values, lengths = _ragged(table, column)
-        if len(lengths) and (lengths == lengths[0]).all():
-            return None, values.astype(np.float32).reshape(len(lengths), -1)
+        return None, values.astype(np.float32).reshape(len(lengths), -1)
     return None, None
 
 

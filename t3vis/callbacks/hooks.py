@@ -15,6 +15,7 @@ from transformers.utils import output_capturing
 
 from t3vis.callbacks.batches import Batch
 from t3vis.callbacks.capture import hidden_states_of
+from t3vis.callbacks.gates import GateGradients, Gates
 
 _CAPTURING = "_output_capturing_hooks_installed"  # how transformers marks a model that has its hooks
 
@@ -25,16 +26,26 @@ class Capture:
     A step may call the model several times (a teacher, another view of the batch, a generation). Its own pass is the
     first one that is given the batch's main input, else the first one; in training, of those that build a graph, and
     in evaluation, of those that do not go on from a cache. The hooks are on the model only while a micro-batch is
-    armed: between the steps it can be copied, pickled and called as if there were none.
+    armed: between the steps it can be copied, pickled and called as if there were none. With ``heads``, ``receive``
+    also gets what the backward pass of a training step is going to leave.
     """
 
-    def __init__(self, model: nn.Module, receive: Callable[[Batch, Any], None], *, hidden_states: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        receive: Callable[[Batch, Any, GateGradients | None], None],
+        *,
+        hidden_states: bool,
+        heads: bool = False,
+    ) -> None:
         self.model = model
         self._receive = receive
         self._armed: Batch | None = None
-        self._in_doubt: tuple[Batch, Any] | None = None  # outputs that count unless the batch's own pass follows
+        self._in_doubt: tuple[Batch, Any, GateGradients | None] | None = None  # unless the batch's own pass follows
+        self._gates = Gates(model) if heads else None
         self._state_hooks = StateHooks(model) if hidden_states else None
         self._backbone = backbone(model) if hidden_states else None
+        self._hooks: dict[nn.Module, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {}
         self._handles: list[RemovableHandle] = []
         wanted = ["return_dict", *(["output_hidden_states"] if hidden_states else [])]
         self._wanted = [name for name in wanted if accepts(model, name)]
@@ -46,11 +57,12 @@ class Capture:
         ``called`` is the module that is called in place of the model, such as a compiled one.
         """
         self._armed, self._in_doubt = batch, None
+        if self._gates is not None and batch.training:
+            self._gates.put_on()
         module = self.model if called is None else called
-        hooks = self._hooks(module)
-        if module._compiled_call_impl is not None:  # ``model.compile()``: dynamo would trace the hooks
-            hooks = tuple(torch.compiler.disable(hook) for hook in hooks)  # type: ignore[no-untyped-call]
-        before, after, seen = hooks
+        if module not in self._hooks:
+            self._hooks[module] = self._made_for(module)
+        before, after, seen = self._hooks[module]
         if self._state_hooks is not None:
             self._state_hooks.put_on()
         if self._backbone is not None:
@@ -63,6 +75,8 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._gates is not None:
+            self._gates.take_off()
         if self._state_hooks is not None:
             self._state_hooks.take_off()
         in_doubt, taken = self._in_doubt, self._armed is None
@@ -71,7 +85,7 @@ class Capture:
             self._receive(*in_doubt)
         return taken or in_doubt is not None
 
-    def _hooks(self, called: nn.Module) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    def _made_for(self, called: nn.Module) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
         """What is done before and after each call of the model, and after each call of its backbone."""
         added: list[str] = []  # keyword arguments that this call was given by the first hook
         states: list[Any] = []  # hidden states that the backbone returned in this call
@@ -84,7 +98,10 @@ class Capture:
             return batch if goes_on else None
 
         def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            wanted = self._wanted if due(module, kwargs) is not None else []
+            batch = due(module, kwargs)
+            if self._gates is not None and module is called and torch.is_grad_enabled():
+                self._gates.begin(batch)
+            wanted = self._wanted if batch is not None else []
             added[:] = [name for name in wanted if not is_asked(self.model, name, kwargs)]
             states.clear()
             return args, kwargs | dict.fromkeys(added, True)
@@ -104,13 +121,16 @@ class Capture:
             if isinstance(outputs, Mapping) and states and not hidden_states_of(outputs):
                 taken = {**outputs, "hidden_states": tuple(states)}  # a head that does not hand them on
             states.clear()
+            gradients = self._gates.end(outputs) if self._gates is not None and batch.training else None
             if own:
                 self._armed = self._in_doubt = None
-                self._receive(batch, taken)
+                self._receive(batch, taken, gradients)
             elif self._in_doubt is None:
-                self._in_doubt = batch, taken
+                self._in_doubt = batch, taken, gradients
             return without_added(outputs, added) if isinstance(outputs, Mapping) else None
 
+        if called._compiled_call_impl is not None:  # ``model.compile()``: dynamo would trace the hooks
+            before, after = (torch.compiler.disable(hook) for hook in (before, after))  # type: ignore[no-untyped-call]
         return before, after, seen
 
 

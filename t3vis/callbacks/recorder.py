@@ -23,6 +23,7 @@ from t3vis.callbacks.example_ids import (
     take_ids,
 )
 from t3vis.callbacks.examples import TextColumns
+from t3vis.callbacks.gates import check_not_compiled
 from t3vis.callbacks.hooks import Capture, called_module
 from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.session import Session
@@ -54,6 +55,10 @@ class RecorderCallback(TrainerCallback):
         How the hidden states of an example's tokens become one vector: their ``"mean"``, that of the ``"first"`` or
         ``"last"`` token that is not padding, or a function of the states (n, n_tokens, hidden) and the mask
         (n, n_tokens) that returns (n, features).
+    heads
+        Whether to keep, of every training pass, the gate gradient of each attention head for each example: the
+        gradient of the example's loss with respect to a factor in front of what the head hands on. It is read in the
+        backward pass of the training itself. Not for compiled models.
     text
         Which text columns of the dataset to keep in the store: ``"auto"`` for all, their names, or ``None``.
     id_column
@@ -70,6 +75,9 @@ class RecorderCallback(TrainerCallback):
         ``"bitround"`` (hidden states rounded to 7 mantissa bits first, about a third smaller).
     durability
         What a flushed row survives: the death of the ``"process"``, or with ``"fsync"`` also a loss of power.
+    keep_epochs
+        Keep the hidden states of so many last epochs (and evaluations) only, for want of disk; all else is kept of
+        every epoch. ``None`` keeps them all.
 
     Raises
     ------
@@ -89,6 +97,7 @@ class RecorderCallback(TrainerCallback):
         *,
         hidden_states: Layers = "all",
         pooling: Pooling = "mean",
+        heads: bool = False,
         text: TextColumns = "auto",
         id_column: str | None = None,
         on_error: Literal["warn", "raise"] = "warn",
@@ -96,11 +105,14 @@ class RecorderCallback(TrainerCallback):
         overwrite: bool = False,
         compression: Compression = None,
         durability: Durability = "process",
+        keep_epochs: int | None = None,
     ) -> None:
         self.path = Path(path)
         self._first_path = self.path
-        storage = StorageOptions(compression, durability)
-        self._settings = Settings(hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage)
+        storage = StorageOptions(compression, durability, keep_epochs)
+        self._settings = Settings(
+            hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage, heads=heads
+        )
         self._attachment: Attachment | None = None
         self._capture: Capture | None = None
         self._captured: Any = None  # the Trainer's model that ``_capture`` hooks, perhaps wrapped
@@ -170,12 +182,15 @@ class RecorderCallback(TrainerCallback):
         loader = instrument(kwargs["train_dataloader"], self._settings.id_column)
         self._trainer.callback_handler.train_dataloader = WithoutIds(loader)
         self._check_evaluation_sets(args)
+        if self._settings.heads:
+            check_not_compiled(kwargs["model"], args.torch_compile)
         own = getattr(self._trainer.get_train_dataloader, "__func__", None) is not Trainer.get_train_dataloader
         dataset = source_dataset(loader) if own else self._trainer.train_dataset
         self._session = self._open_session(state.global_step, dataset)
         n_batches = len(loader) if has_length(loader) else state.max_steps * args.gradient_accumulation_steps
         steps_per_epoch = max(-(-n_batches // args.gradient_accumulation_steps), 1)
         self._epoch = state.global_step // steps_per_epoch - 1
+        self._session.seal_before(self._epoch + 1)
         self._training = True
 
     def on_epoch_begin(
@@ -301,6 +316,7 @@ class RecorderCallback(TrainerCallback):
                 yield
             except BaseException:
                 capture.disarm(failed=True)
+                session.settle(interrupted=True)
                 raise
             if not capture.disarm():
                 error = RecordingError(
@@ -308,6 +324,7 @@ class RecorderCallback(TrainerCallback):
                     "that only generates has no such call: give it labels, or predict_with_generate=False)"
                 )
                 session.lose(batch, error)
+            session.settle()
         except ConfigurationError:
             self._abandon(session)
             raise
@@ -395,10 +412,11 @@ class RecorderCallback(TrainerCallback):
 
     def _captures(self, session: Session) -> Capture:
         """What hooks the Trainer's model, made anew when the model is another one."""
-        trainer = self._trainer
+        trainer, settings = self._trainer, self._settings
         if self._capture is None or self._captured is not trainer.model:
-            model, wanted = trainer.accelerator.unwrap_model(trainer.model), self._settings.hidden_states is not None
-            self._capture, self._captured = Capture(model, session.take, hidden_states=wanted), trainer.model
+            model, wanted = trainer.accelerator.unwrap_model(trainer.model), settings.hidden_states is not None
+            self._capture = Capture(model, session.take, hidden_states=wanted, heads=settings.heads)
+            self._captured = trainer.model
         return self._capture
 
     def _stop(self) -> None:

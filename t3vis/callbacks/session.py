@@ -18,12 +18,23 @@ from transformers import Trainer
 from t3vis.callbacks import provenance
 from t3vis.callbacks.batches import Batch
 from t3vis.callbacks.capture import Captured, captured
+from t3vis.callbacks.disk import check_room
 from t3vis.callbacks.example_ids import check_ids
 from t3vis.callbacks.examples import is_readable, text_columns, write_examples, write_vocabulary
+from t3vis.callbacks.gates import GateGradients, shortcomings
+from t3vis.callbacks.heads import layer_attributes
 from t3vis.callbacks.hooks import accepts
 from t3vis.callbacks.processes import on_first_process, wait_for_all
+from t3vis.callbacks.scales import OwnLoss, own_loss
 from t3vis.callbacks.settings import Settings
-from t3vis.callbacks.splits import free_name, size_of, split_attributes, split_name, trained_objective
+from t3vis.callbacks.splits import (
+    free_name,
+    label_smoothing,
+    size_of,
+    split_attributes,
+    split_name,
+    trained_objective,
+)
 from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema
@@ -38,6 +49,16 @@ class OpenPass:
 
     split: str
     index: int | None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Rows of a forward pass whose backward pass is still to come."""
+
+    split: str
+    rows: dict[str, Any]
+    gradients: GateGradients
+    own: OwnLoss
 
 
 class Session:
@@ -82,7 +103,9 @@ class Session:
         self._n_examples: dict[str, int | None] = {}
         self._static: dict[str, tuple[str, ...]] = {}
         self._row_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the splits whose first batch was recorded
+        self._waiting: Waiting | None = None
         self._warned = False
+        self._said: set[str] = set()
         on_first_process(
             self.trainer, lambda: self._create(train_dataset, start_step, resume=resume, overwrite=overwrite)
         )
@@ -201,6 +224,12 @@ class Session:
             self._writer.begin_pass("train", epoch, {"epoch": epoch})
             self._training = OpenPass("train", epoch)
 
+    def seal_before(self, epoch: int) -> None:
+        """Have earlier epochs sealed, also those whose process died between their last step and their end."""
+        if self._is_first_rank:
+            with self._recording():
+                self._writer.seal_before("train", epoch)
+
     def end_epoch(self) -> None:
         """Put the epoch on disk and have it sealed."""
         self._end(self._training)
@@ -254,8 +283,8 @@ class Session:
         """Whether nothing of this split has been recorded in this attempt."""
         return split not in self._row_shapes
 
-    def take(self, batch: Batch, outputs: Any) -> None:
-        """Record one forward pass.
+    def take(self, batch: Batch, outputs: Any, gradients: GateGradients | None = None) -> None:
+        """Record one forward pass; one whose backward pass is to leave gradients waits for ``settle``.
 
         Raises
         ------
@@ -271,12 +300,39 @@ class Session:
             self._writer.count_missing(opened.split, len(batch.ids))
             return
         try:
-            rows = self._rows(opened.split, batch, outputs)
+            rows, own = self._rows(opened.split, batch, outputs, gradients)
+            if gradients is not None and own is not None:
+                gradients.own = own
+                self._waiting = Waiting(opened.split, rows, gradients, own)
+                return
         except Exception as error:  # noqa: BLE001  whatever it is, training is not to suffer from it
             self.lose(batch, error)
             return
         with self._recording():
             self._writer.log(opened.split, rows)
+
+    def settle(self, *, interrupted: bool = False) -> None:
+        """Record the forward pass that waited, with what its backward pass has left; ``interrupted`` if it failed."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return
+        split, rows, gradients = waiting.split, waiting.rows, waiting.gradients
+        try:
+            values = gradients.per_example(waiting.own).cpu().numpy()
+        except Exception as error:  # noqa: BLE001  as in ``take``
+            self.report(error, split, len(rows["example"]))
+            return
+        values[:, np.isnan(rows["loss"])] = np.nan
+        rows["head_gradients"] = values
+        if gradients.error is not None:
+            self.report(gradients.error, split, 0)
+        elif not interrupted:
+            for kind, message in shortcomings(values, rows["loss"], gradients.unread):
+                if kind not in self._said:
+                    logger.warning(message)
+                self._said.add(kind)
+        with self._recording():
+            self._writer.log(split, rows)
 
     def lose(self, batch: Batch, error: Exception) -> None:
         """Report the rows of a micro-batch as lost, or stop if it is the first one; see ``take``."""
@@ -292,7 +348,9 @@ class Session:
                 "pooling and hidden_states, and what the model returns."
             ) from error
 
-    def _rows(self, split: str, batch: Batch, outputs: Any) -> dict[str, Any]:
+    def _rows(
+        self, split: str, batch: Batch, outputs: Any, gradients: GateGradients | None
+    ) -> tuple[dict[str, Any], OwnLoss | None]:
         taken = captured(
             batch,
             outputs,
@@ -301,20 +359,24 @@ class Session:
             problem_type=getattr(getattr(self.trainer.model, "config", None), "problem_type", None),
         )
         rows = taken.rows
+        own = own_loss(taken.task, batch, outputs, label_smoothing(self.trainer)) if gradients is not None else None
         check_ids(rows["example"], self._n_examples[split])
         rows["step"] = np.full(len(batch.ids), self.trainer.state.global_step, np.int64)
         shapes = row_shapes(rows)
         if self.is_first(split):
-            self._describe(split, taken)
+            self._describe(split, taken, gradients, own)
+            if split == "train":
+                storage, n_examples = self._settings.storage, self._n_examples[split]
+                check_room(self.path, self.trainer, rows, n_examples, storage.keep_epochs, say=self._is_first_rank)
             self._row_shapes[split] = shapes
         self._row_shapes[split] = expected = {**shapes, **self._row_shapes[split]}
         if any(shapes[name] != expected[name] for name in shapes):
             raise RecordingError(f"rows have the shapes {shapes}, those before them had {expected}")
         for name in self._static[split]:
             rows.pop(name, None)
-        return rows
+        return rows, own
 
-    def _describe(self, split: str, taken: Captured) -> None:
+    def _describe(self, split: str, taken: Captured, gradients: GateGradients | None, own: OwnLoss | None) -> None:
         """Say in the store what the first micro-batch of a split has shown, and aloud what is not recorded."""
         examples = self.path / split / "examples"
         static = [name for name in ("labels", "targets", "length") if schema.node_exists(examples / name)]
@@ -325,6 +387,8 @@ class Session:
         if self._settings.hidden_states is not None and taken.layers is None:
             takes = accepts(self.trainer.model, "output_hidden_states")
             left_out.append(f"hidden states{'' if takes else ' (its forward takes no output_hidden_states)'}")
+        if gradients is not None and own is None:
+            left_out.append("head gradients (the outputs do not tell how the loss of each example was scaled)")
         if left_out and self._is_first_rank:
             recorded = ", ".join(name for name in taken.rows if name in schema.PASS_ARRAYS and name not in static)
             logger.warning(
@@ -341,6 +405,10 @@ class Session:
             arrays["loss"] = {"loss": LOSS_NAME[taken.task], **trained_objective(self.trainer)}
         if taken.layers is not None:
             arrays["hidden_states"] = {"layers": taken.layers, "pooling": self._settings.pooling_name}
+        if gradients is not None and own is not None:
+            smoothing = label_smoothing(self.trainer)
+            loss = LOSS_NAME[taken.task] + (f", with label smoothing {smoothing:g}" if smoothing else "")
+            arrays["head_gradients"] = {**layer_attributes(gradients.projections), "loss": loss}
         said: dict[str, Any] = {"task": taken.task, "arrays": arrays}
         if taken.task == "preference":
             arrays["logits"] = {"logits": PAIR_LOGITS}

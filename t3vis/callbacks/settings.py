@@ -31,6 +31,7 @@ class Settings:
     resume: bool
     overwrite: bool
     storage: StorageOptions
+    heads: bool
 
     def __post_init__(self) -> None:
         layers, pooling = self.hidden_states, self.pooling
@@ -47,6 +48,8 @@ class Settings:
             raise ConfigurationError(f"id_column={self.id_column!r}: expected the name of a column, or None.")
         if self.on_error not in ("warn", "raise"):
             raise ConfigurationError(f"on_error={self.on_error!r}: expected 'warn' or 'raise'.")
+        if not isinstance(self.heads, bool):
+            raise ConfigurationError(f"heads={self.heads!r}: expected True or False.")
         if self.resume and self.overwrite:
             raise ConfigurationError("resume=True and overwrite=True exclude each other; choose one.")
 
@@ -57,7 +60,8 @@ class Settings:
 
     def attributes(self) -> dict[str, Any]:
         """What decides how rows look, as JSON takes it; a run is resumed with the same."""
-        chosen = {"hidden_states": self.hidden_states, "pooling": self.pooling_name, "text": self.text}
+        chosen: dict[str, Any] = {"hidden_states": self.hidden_states, "pooling": self.pooling_name, "text": self.text}
+        chosen |= {"heads": True} if self.heads else {}  # runs from before there were any are gone on with
         return {name: provenance.jsonable(value) for name, value in chosen.items()}
 
 

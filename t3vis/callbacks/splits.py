@@ -61,6 +61,12 @@ def split_attributes(trainer: Trainer, kind: SplitKind, dataset: Any, fingerprin
     }
 
 
+def label_smoothing(trainer: Trainer) -> float:
+    """How much of the target the Trainer spreads over all classes."""
+    smoother = trainer.label_smoother if trainer.compute_loss_func is None else None
+    return 0.0 if smoother is None else float(smoother.epsilon)
+
+
 def trained_objective(trainer: Trainer) -> dict[str, Any]:
     """Whether what is trained is the loss that is recorded, and if not, what it is."""
     if getattr(trainer.compute_loss, "__func__", None) is not Trainer.compute_loss:

@@ -13,6 +13,7 @@ from t3vis.errors import ConfigurationError
 
 Task = Literal["single_label", "multi_label", "regression", "preference", "other"]
 
+SEQUENCE_TASKS: tuple[Task, ...] = ("single_label", "multi_label", "regression")
 IGNORED_LABEL = -100
 LOSS_NAME: Mapping[Task, str] = {
     "single_label": "cross-entropy, nats",
@@ -72,7 +73,7 @@ def sequence_task(logits: Tensor, labels: Tensor | None, problem_type: str | Non
     return "multi_label"
 
 
-def unreduced_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+def unreduced_loss(task: Task, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """The task's loss of each example, shape (n,), float32; NaN where the label is no class, such as ``-100``.
 
     Parameters
@@ -81,12 +82,15 @@ def unreduced_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
         Shape (n, n_classes).
     labels
         Shape (n,) of classes for ``"single_label"``, else values of the shape of the logits.
+    label_smoothing
+        Part of the target that is spread over all classes, for ``"single_label"``.
     """
     logits = logits.float()
     if task == "single_label":
         labels = labels.reshape(-1).long()
         is_class = (labels >= 0) & (labels < logits.shape[1])
-        loss = F.cross_entropy(logits, labels.where(is_class, IGNORED_LABEL), reduction="none")
+        labels = labels.where(is_class, IGNORED_LABEL)
+        loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
         return loss.where(is_class, torch.nan)
     values = labels.reshape(logits.shape).float()
     if task == "multi_label":

@@ -52,12 +52,16 @@ def token_losses(outputs: Mapping[str, Any], labels: Tensor | None, *, shifted: 
         return F.pad(-log_probs.float(), (0, 1)), F.pad(is_labelled, (0, 1))
     if not isinstance(logits, Tensor) or logits.dim() != 3 or labels is None or labels.shape != logits.shape[:2]:
         return None
-    labels = labels.to(logits.device)
-    gold = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL) if shifted else labels
-    gold = gold.where((gold >= 0) & (gold < logits.shape[2]), IGNORED_LABEL)
+    gold = gold_tokens(labels.to(logits.device), logits.shape[2], shifted=shifted)
     scores, wanted = torch.split(logits.flatten(0, 1), CHUNK_TOKENS), torch.split(gold.flatten(), CHUNK_TOKENS)
     losses = [F.cross_entropy(s.float(), w, reduction="none") for s, w in zip(scores, wanted, strict=True)]
     return torch.cat(losses).view_as(gold), gold != IGNORED_LABEL
+
+
+def gold_tokens(labels: Tensor, n_classes: int, *, shifted: bool) -> Tensor:
+    """The class that each position is to predict, ``IGNORED_LABEL`` where there is none; shape (n, n_tokens)."""
+    gold = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL) if shifted else labels
+    return gold.where((gold >= 0) & (gold < n_classes), IGNORED_LABEL)
 
 
 def _pair_logits(batch: Batch, losses: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from t3vis.store.sealed import SealedArray, open_sealed, ragged_rows
 from t3vis.store.shares import without_helpers
 
 _COUNTED = ("pass", "n_examples", "n_seen", "n_repeated", "n_never", "first_step", "last_step")
-_OF_ROWS = (*_COUNTED, "lineage", "checksums")
+_OF_ROWS = (*_COUNTED, "lineage", "checksums", "dropped")
 
 
 def committed_passes(split: Path) -> list[int]:
@@ -71,7 +71,7 @@ def complete_passes(run: Path) -> list[str]:
             split, index = run / name, int(number)
             attempts = [segment.attempt for segment in segments.list_segments(split, index)]
             stands = index not in committed_passes(split) and index in segments.unsealed_passes(split)
-            if stands and max(attempts, default=-1) == attempt["attempt"]:
+            if stands and max(attempts, default=-1) <= attempt["attempt"]:
                 found.append(key)
     return found
 
@@ -80,6 +80,20 @@ def drop_commit(split: Path, index: int) -> None:
     """Take a commit back: the commit first, then the shards that it vouched for."""
     shutil.rmtree(split / "commits" / schema.pass_name(index))
     remove_shards(split, index)
+
+
+def thin(split: Path, index: int) -> None:
+    """Drop the hidden states of a sealed pass; its commit first says that they are gone."""
+    manifest = commit_of(split, index)
+    dropped = [name for name in schema.THINNED if (split / name / "c" / str(index)).exists()]
+    if not dropped:
+        return
+    kept = {file: crc for file, crc in manifest["checksums"].items() if file.partition("/c/")[0] not in dropped}
+    said = sorted({*manifest.get("dropped", ()), *dropped})
+    node = split / "commits" / schema.pass_name(index)
+    schema.write_metadata(node, schema.group_metadata({**manifest, "checksums": kept, "dropped": said}))
+    for name in dropped:
+        shutil.rmtree(split / name / "c" / str(index))
 
 
 def remove_shards(split: Path, index: int) -> None:
@@ -93,7 +107,7 @@ def sealed_rows(split: Path, index: int) -> Iterator[dict[str, Column]]:
     arrays = {
         name: open_sealed(split / name, spec.row_axis)
         for name, spec in schema.STORED_ARRAYS.items()
-        if schema.node_exists(split / name) and schema.read_metadata(split / name)["shape"][0] > index
+        if schema.node_exists(split / name) and _has_pass(split, name, index)
     }
     if "step" not in arrays:
         return
@@ -112,6 +126,12 @@ def sealed_rows(split: Path, index: int) -> Iterator[dict[str, Column]]:
                 else:
                     rows[name] = _as_in_segment(stored[0], index, ids)
         yield rows
+
+
+def _has_pass(split: Path, name: str, index: int) -> bool:
+    """Whether anything of a pass was sealed in a stored array; the values of a ragged one may be none."""
+    parts = (name, name.replace("/values", "/offsets"))
+    return any((split / part / "c" / str(index)).exists() for part in parts)
 
 
 def _bytes_per_example(name: str, array: SealedArray, n_examples: int) -> int:

@@ -253,6 +253,11 @@ class Split:
         return self.array("hidden_states")
 
     @property
+    def head_gradients(self) -> RunArray:
+        """Gradients of a gate on each attention head, float32, dims (epoch, layer, example, head)."""
+        return self.array("head_gradients")
+
+    @property
     def layers(self) -> list[int]:
         """Which hidden states the layers of ``hidden_states`` are; 0 is the output of the embeddings."""
         layers: list[int] = self.attributes["arrays"].get("hidden_states", {}).get("layers", [])
@@ -362,6 +367,7 @@ class Split:
             what = f"epoch {record.epoch:g}" if self.kind == "train" else f"evaluation at epoch {record.epoch:g}"
             gaps = f", {record.n_never:,} never" if record.n_never else ""
             gaps += f", {record.n_repeated:,} more than once" if record.n_repeated else ""
+            gaps += f", without {', '.join(record.attributes['dropped'])}" if record.attributes.get("dropped") else ""
             state = "" if record.sealed else " (in progress)"
             lines.append(f"  {what}: step {record.step}, {record.n_seen:,} seen{gaps}{state}")
         return "\n".join(lines)
@@ -505,7 +511,9 @@ class Split:
         return found
 
     def _sealed_array(self, sealed: _SealedPass, spec: schema.ArraySpec) -> SealedArray | None:
-        """An array of a sealed pass; ``None`` if it was recorded in other passes only."""
+        """An array of a sealed pass; ``None`` if it was recorded in other passes only, or dropped from this one."""
+        if spec.name in sealed.manifest.get("dropped", ()):
+            return None
         try:
             return sealed.arrays[spec.name]
         except KeyError:

@@ -123,6 +123,16 @@ PASS_ARRAYS: dict[str, ArraySpec] = {
             trailing=("hidden",),
         ),
         ArraySpec(
+            "head_gradients",
+            "<f4",
+            np.nan,
+            "gradient of the example's own loss with respect to a gate on each attention head, from the backward pass "
+            "of the training step: the sum of x * dL/dx over the tokens and the head's values, x being the input of "
+            "the output projection; NaN where a layer has fewer heads, and where not known",
+            leading=("layer",),
+            trailing=("head",),
+        ),
+        ArraySpec(
             "step",
             "<i8",
             -1,
@@ -202,6 +212,9 @@ PASS_ARRAYS: dict[str, ArraySpec] = {
 
 STORED_ARRAYS: dict[str, ArraySpec] = {part.name: part for spec in PASS_ARRAYS.values() for part in spec.parts}
 """The arrays of a pass as they are stored, by their path in the split: ragged ones as values and offsets."""
+
+THINNED = ("hidden_states",)
+"""Arrays of which ``keep_epochs`` keeps the last passes only; they are most of what is recorded."""
 
 EXAMPLE_ID = ArraySpec("example", "<i8", -1, "id of the example that each row of the segment belongs to")
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from t3vis.errors import StoreError
 from t3vis.store import schema, segments, shares
-from t3vis.store.commits import commit_of, lineage_of, lineage_within
+from t3vis.store.commits import commit_of, committed_passes, lineage_of, lineage_within, thin
 from t3vis.store.durable import sync_tree
 from t3vis.store.options import StorageOptions
 from t3vis.store.pass_arrays import PassArrays
@@ -112,6 +113,15 @@ def remove_sealed_segments(run: Path, split_name: str, *, before: int | None = N
             segments.remove_sealed(split, index, lineage_of(commit_of(split, index), lineage))
 
 
+def thin_passes(run: Path, split_name: str, index: int) -> None:
+    """Drop the hidden states of passes up to ``index``, but for the last ones that are to be kept."""
+    keep = StorageOptions.of(run).keep_epochs
+    if keep is not None:
+        split = run / split_name
+        for old in [committed for committed in committed_passes(split) if committed <= index][:-keep]:
+            thin(split, old)
+
+
 def main(arguments: list[str]) -> None:
     """Seal passes and remove the segments of those sealed before them, or write a share of them."""
     parser = argparse.ArgumentParser(prog="python -m t3vis.store.seal")
@@ -129,6 +139,7 @@ def main(arguments: list[str]) -> None:
                 seal_share(options.run, split_name, int(index), share=share, n_shares=n_shares, own=options.own)
             else:
                 seal_pass(options.run, split_name, int(index), n_shares=n_shares)
+                thin_passes(options.run, split_name, int(index))
                 remove_sealed_segments(options.run, split_name, before=int(index))
         except StoreError as error:
             failed.append(str(error))  # the others are sealed nevertheless
@@ -136,7 +147,15 @@ def main(arguments: list[str]) -> None:
         sys.exit("; ".join(failed))
 
 
-if __name__ == "__main__":
+def _give_way() -> None:
+    """Run only while nothing else wants to; where there is no such policy, at the lowest priority."""
     if hasattr(os, "nice"):
         os.nice(19)
+    if hasattr(os, "sched_setscheduler"):
+        with suppress(OSError):  # a container may forbid it
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+if __name__ == "__main__":
+    _give_way()
     main(sys.argv[1:])

@@ -156,8 +156,9 @@ class _Split:
             yield Problem(node / "zarr.json", f"it says to be the manifest of pass {manifest['pass']}")
         sealed = {name: array for name in schema.STORED_ARRAYS if (array := self._open(name)) is not None}
         damaged = set()
+        dropped = manifest.get("dropped", ())  # shards of these may be left, if that was interrupted
         for name, array in sealed.items():
-            for problem in self._sealed_array_problems(array, name, index, manifest):
+            for problem in () if name in dropped else self._sealed_array_problems(array, name, index, manifest):
                 damaged.add(name)
                 yield about(problem, array=name)
         known = manifest.get("checksums", {})

@@ -353,6 +353,13 @@ class RunWriter:
         if not self._sealer.is_busy:
             self._start_sealer()
 
+    def seal_before(self, name: str, index: int) -> None:
+        """Have all earlier passes sealed: they are over, whether or not the process that recorded them could say so."""
+        split = self.path / name
+        for earlier in sorted({*segments.unsealed_passes(split)} - {*committed_passes(split)}):
+            if earlier < index:
+                self.seal(name, earlier)
+
     def close(self) -> None:
         """Flush, wait until every complete pass is sealed, and remove segments no longer needed.
 
@@ -394,10 +401,10 @@ class RunWriter:
 
     def _check_ids(self, name: str, rows: Rows) -> None:
         """Refuse ids that no example has: one of them would make the whole pass unreadable."""
-        ids = np.asarray(rows["example"])
+        ids = np.asarray(rows["example"], np.int64)
         n_examples = self._buffers[name].n_examples
         limit = np.iinfo(np.int64).max if n_examples is None else n_examples
-        if len(ids) and (ids.min() < 0 or ids.max() >= limit):
+        if len(ids) and ids.view(np.uint64).max() >= limit:  # what is negative is huge there
             of = "from 0 on" if n_examples is None else f"of {n_examples} examples"
             problem = f"ids {ids.min()} to {ids.max()} were given, expected ids {of}; number the examples from 0 on."
             raise self._refused(name, rows, problem)

@@ -51,9 +51,14 @@ def test_a_selection_is_read_in_its_own_order() -> None:
         ([[0.0, 1.0], [1.0, 1.0]], [[0, 1], [1, 1]]),
         ([[0, 1], [1, 1]], [[0, 1], [1, 1]]),
         (["a", "b"], None),
-        ([[1], [1, 2]], None),
+        ([[1], [1, 0]], None),
+        ([[0.5], [0.5, 1.0]], None),
+        ([[-100, 1], [0, 1]], None),
+        ([["B", "O"], ["O", "O"]], None),
+        ([[[0, 1]], [[1, 1]]], None),
+        ([[True, False]], [[1, 0]]),
     ],
-    ids=["one value", "values", "whole values", "words", "ragged"],
+    ids=["one", "values", "whole", "words", "ragged", "ragged values", "of tokens", "tags", "nested", "bool"],
 )
 def test_values(labels: Any, targets: Any) -> None:
     batch = columns(datasets.Dataset.from_dict({"labels": labels}))
@@ -63,6 +68,13 @@ def test_values(labels: Any, targets: Any) -> None:
     else:
         np.testing.assert_array_equal(batch.targets, np.float32(targets))
     assert batch.length is None
+
+
+@pytest.mark.parametrize("last", [[0, 1, 1], [0, 2]], ids=["ragged", "of tokens"])
+def test_labels_of_tokens_are_known_by_all_of_them(last: list[int]) -> None:
+    """The first batches look as if there were two values for each example."""
+    dataset = datasets.Dataset.from_dict({"labels": [[0, 1]] * 4000 + [last]})
+    assert [batch.targets for batch in read_columns(dataset, ["labels"], [], None)] == [None] * 3
 
 
 def test_many_examples_are_read_in_batches() -> None:

@@ -60,7 +60,7 @@ class Spy:
         self.taken: list[float] = []
         self.capture = Capture(self.model, self.receive, hidden_states=True)
 
-    def receive(self, batch: Batch, outputs: Any) -> None:
+    def receive(self, batch: Batch, outputs: Any, gradients: None) -> None:
         assert len(outputs["hidden_states"]) == 3
         self.taken.append(outputs["logits"][0, 0].item())
 
@@ -125,7 +125,7 @@ def test_hooks_that_somebody_else_asked_for_stay() -> None:
 
 def test_a_call_that_goes_on_from_a_cache_is_a_generation() -> None:
     model, taken = tiny_model("gpt2").eval(), []
-    capture = Capture(model, lambda batch, outputs: taken.append(outputs), hidden_states=False)
+    capture = Capture(model, lambda batch, outputs, gradients: taken.append(outputs), hidden_states=False)
     cache = model(OWN, use_cache=True).past_key_values
     capture.arm(Batch(torch.tensor([0]), None, None, OWN, training=False))
     model(OTHER, past_key_values=cache)

@@ -241,6 +241,25 @@ def test_resumption(name: str, accumulation: int, tmp_path: Path) -> None:
         check_pass(run.evals["eval"], index, model, tiny_rows(9, seed=1))
 
 
+@pytest.mark.parametrize("step", [22, 33])
+def test_an_epoch_that_was_interrupted_after_its_last_step_is_sealed_in_the_end(step: int, tmp_path: Path) -> None:
+    """Its last checkpoint is saved before the Trainer says that the epoch is over."""
+
+    class StopsAfterSaving(Stops):
+        on_step_end = TrainerCallback.on_step_end
+
+        def on_save(self, *args: Any, **kwargs: Any) -> None:
+            Stops.on_step_end(self, *args, **kwargs)
+
+    settings: dict[str, Any] = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 11}
+    recorder, stops = RecorderCallback(tmp_path / "run.zarr"), StopsAfterSaving(step)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_trainer(tmp_path / "out", recorder, callbacks=[stops], **settings).train()
+    assert [record.sealed for record in open_run(recorder.path).epochs] == [True] * (step // 11 - 1) + [False]
+    run, model = resumed(tmp_path, step, num_train_epochs=3)
+    check_training(run.train, model, tiny_rows(), n_epochs=3, n_steps=11)
+
+
 def test_resumption_in_the_same_process(tmp_path: Path) -> None:
     model, recorder, stops = tiny_model(), RecorderCallback(tmp_path / "run.zarr"), Stops(15)
     trainer = tiny_trainer(

@@ -214,34 +214,30 @@ def test_a_model_in_bfloat16(tmp_path: Path) -> None:
 # Compiled
 
 
-def n_graph_breaks(tmp_path: Path, recorder: RecorderCallback | None, model: Any) -> tuple[int, int, int]:
+COMPILED: dict[str, dict[str, Any]] = {
+    "by the Trainer": {"torch_compile": True, "torch_compile_backend": "eager"},
+    "by the user": {},
+}
+
+
+def n_graphs(output_dir: Path, recorder: RecorderCallback | None, model: Any, name: str) -> tuple[int, int, int]:
     """Graph breaks, graphs and frames of a compiled training with evaluations."""
     torch._dynamo.reset()
     counters.clear()
-    settings: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "eager"}
-    settings |= {"eval_dataset": held_out(), "eval_strategy": "epoch"}
-    tiny_trainer(tmp_path / "out", recorder, model=model, **settings).train()
+    if name == "by the user":
+        model.compile(backend="eager")
+    settings = {"eval_dataset": held_out(), "eval_strategy": "epoch", **COMPILED[name]}
+    tiny_trainer(output_dir, recorder, model=model, **settings).train()
     found = sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"], counters["frames"]["total"]
     torch._dynamo.reset()
     return found
 
 
-@pytest.mark.filterwarnings("default")
-def test_torch_compile_with_no_graph_break_added(tmp_path: Path) -> None:
-    model = tiny_model()
-    plain = n_graph_breaks(tmp_path, None, tiny_model())
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_models_have_no_graph_break_added(name: str, tmp_path: Path) -> None:
+    plain = n_graphs(tmp_path / "out", None, tiny_model(), name)
     assert plain[1] > 0
-    assert n_graph_breaks(tmp_path, RecorderCallback(tmp_path / "run.zarr"), model) == plain
-    run = open_run(tmp_path / "run.zarr")
+    assert n_graphs(tmp_path / "out", RecorderCallback(tmp_path / "run.zarr"), tiny_model(), name) == plain
+    run, model = open_run(tmp_path / "run.zarr"), tiny_model()
     check_training(run.train, model, tiny_rows())
     check_pass(run.evals["eval"], 1, model, tiny_rows(9, seed=1))
-
-
-@pytest.mark.filterwarnings("default")
-def test_a_model_that_its_user_has_compiled(tmp_path: Path) -> None:
-    model = tiny_model()
-    model.compile(backend="eager")
-    run = recorded(tmp_path, model=model, num_train_epochs=1)
-    torch._dynamo.reset()
-    model._compiled_call_impl = None
-    check_training(run.train, model, tiny_rows(), n_epochs=1)

@@ -64,9 +64,9 @@ def trained(
 
 def both(tmp_path: Path, **settings: Any) -> tuple[Trainer, Trainer]:
     """The same training without and with the recorder; the random numbers drawn are compared here."""
-    model = settings.pop("model", with_dropout)
+    model, heads = settings.pop("model", with_dropout), settings.pop("heads", False)
     plain, plain_states = trained(tmp_path / "out", None, model(), **settings)
-    recorder = RecorderCallback(tmp_path / "run.zarr")
+    recorder = RecorderCallback(tmp_path / "run.zarr", heads=heads)
     watched, watched_states = trained(tmp_path / "out", recorder, model(), **settings)
     assert plain_states == watched_states
     return plain, watched
@@ -90,6 +90,9 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "bert": {},
     "gpt2": {"model": lambda: with_dropout("gpt2")},
     "llama": {"model": lambda: with_dropout("llama")},
+    "heads": {"heads": True},
+    "heads of layers that share a module": {"heads": True, "model": lambda: with_dropout("albert")},
+    "heads and activation checkpointing": {"heads": True, "activation_checkpointing": True},
     "tuples": {"model": lambda: tiny_model(hidden_dropout_prob=0.3, return_dict=False)},
     "workers": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "num_train_epochs": 2},
     "activation checkpointing": {"activation_checkpointing": True, "num_train_epochs": 2},
@@ -143,7 +146,8 @@ def test_who_asks_for_hidden_states_gets_them(tmp_path: Path) -> None:
 
 
 def test_the_model_is_as_it_was(tmp_path: Path) -> None:
-    trainer, _ = trained(tmp_path / "out", RecorderCallback(tmp_path / "run.zarr"), num_train_epochs=1)
+    recorder = RecorderCallback(tmp_path / "run.zarr", heads=True)
+    trainer, _ = trained(tmp_path / "out", recorder, num_train_epochs=1)
     trainer.evaluate()
     for module in trainer.model.modules():
         assert not module._forward_hooks

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from t3vis import RecorderCallback, open_run
+from tests.callbacks.attention_models import check_heads
 from tests.callbacks.tiny import check_pass, tiny_model, tiny_rows, tiny_trainer
 
 
@@ -80,6 +81,8 @@ def test_two_processes(name: str, launched: Path) -> None:
         check_pass(run.train, epoch, model, rows, seen=sorted(seen))
         assert visits.sum() == (n_visits or visits.sum())
         assert set(steps[steps >= 0]) == set(range(n_steps * epoch, n_steps * (epoch + 1)))
+    if name == "accumulation":
+        check_heads(run.train, model, rows)
 
 
 def test_resumed_by_two_processes(launched: Path) -> None:
@@ -113,3 +116,4 @@ def test_fsdp2(tmp_path: Path) -> None:
         check_pass(run.train, epoch, model, tiny_rows())
         check_pass(run.evals["eval"], epoch, model, tiny_rows(9, seed=1))
     assert run.train.visits[:].sum() == 2 * 48
+    check_heads(run.train, model, tiny_rows())

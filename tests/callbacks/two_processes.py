@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "even": {"train": as_dataset(tiny_rows(40))},
     "uneven": {},
     "drop_last": {"dataloader_drop_last": True},
-    "accumulation": {"gradient_accumulation_steps": 4},
+    "accumulation": {"gradient_accumulation_steps": 4, "heads": True},
     "group_by_length": {"train_sampling_strategy": "group_by_length"},
     "batch_rebalance": {"train_sampling_strategy": "batch_rebalance"},
     "workers": {"dataloader_num_workers": 2, "train": PlainDataset(tiny_rows())},
@@ -57,11 +57,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def trains(directory: Path, name: str, **settings: Any) -> Any:
-    recorder = {"id_column": "number"} if isinstance(settings.get("train"), NumberedStream) else {}
-    resume = settings.pop("resume", False)
+    recorder: dict[str, Any] = {"id_column": "number"} if isinstance(settings.get("train"), NumberedStream) else {}
+    recorder |= {option: settings.pop(option, False) for option in ("resume", "heads")}
     return tiny_trainer(
         directory / name / "out",
-        RecorderCallback(directory / name / "run.zarr", resume=resume, **recorder),
+        RecorderCallback(directory / name / "run.zarr", **recorder),
         model=tiny_model(),
         ddp_backend="gloo",
         **settings,
@@ -99,7 +99,7 @@ def main(directory: Path, what: str) -> None:
     if what == "fsdp":
         layers = {"transformer_layer_cls_to_wrap": "BertLayer"}
         settings = {"eval_dataset": held_out(), "eval_strategy": "epoch"}
-        trains(directory, "fsdp", fsdp=True, fsdp_config=layers, **settings).train()
+        trains(directory, "fsdp", heads=True, fsdp=True, fsdp_config=layers, **settings).train()
     else:
         lives(directory)
         for name, settings in SETTINGS.items():

@@ -96,6 +96,22 @@ def test_a_commit_without_a_lineage_is_taken_to_be_of_the_branch_before(branches
     assert attempts_of(branches) == [0, 0, 0, 0]
 
 
+def test_an_epoch_that_nobody_said_was_over_is_sealed_by_whoever_goes_on_after_it(tmp_path):
+    """If the sealer fails, by whoever comes next."""
+    path = tmp_path / "run"
+    train(path, 0, 4, saves=[4])
+    train(path, 4, 6, saves=[6])
+    writer = create_run(path, {}, start_step=6, resume=True)
+    (path / "train/step").write_text("in the way")
+    writer.seal_before("train", 1)
+    writer.close()
+    assert committed_passes(path / "train") == []
+    (path / "train/step").unlink()
+    assert repair(path).sealed == ("train:0",)
+    assert committed_passes(path / "train") == [0]
+    assert attempts_of(path) == [0, 0, 0, 0]
+
+
 def test_checksums_of_a_pass_that_is_opened_again_are_forgotten(branches):
     manifest = commit_of(branches / "train", 0)
     old = manifest | {"checksums": {"loss/c/0/0": 1}}

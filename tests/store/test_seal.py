@@ -10,10 +10,11 @@ import zarr
 from t3vis.errors import StoreError
 from t3vis.store import schema, segments
 from t3vis.store.checksums import checksum
-from t3vis.store.commits import committed_passes
+from t3vis.store.commits import committed_passes, thin
 from t3vis.store.reader import open_run
 from t3vis.store.seal import main, remove_sealed_segments, seal_pass
 from t3vis.store.verify import verify
+from t3vis.store.writer import create_run
 
 from .operations import killed_before_each
 from .recordings import Expected, new_run, rows_of, two_epochs
@@ -77,6 +78,18 @@ def test_the_command_keeps_the_segments_of_the_pass_it_sealed_last(tmp_path):
     assert committed_passes(tmp_path / "train") == [0, 1]
     assert segments.unsealed_passes(tmp_path / "train") == [1]
     expected.check(open_run(tmp_path).train)
+
+
+def test_the_command_runs_only_while_nothing_else_wants_to(tmp_path):
+    two_epochs(tmp_path)
+    code = (
+        "import os, runpy; runpy.run_module('t3vis.store.seal', run_name='__main__'); "
+        "print(os.sched_getscheduler(0) == os.SCHED_IDLE if hasattr(os, 'SCHED_IDLE') else os.nice(0) == 19)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, tmp_path, "train:0"], check=True, capture_output=True, text=True
+    )
+    assert ended.stdout == "True\n"
 
 
 def test_chunks_keep_their_size_when_the_default_changes(tmp_path, monkeypatch):
@@ -193,3 +206,48 @@ def test_an_array_of_an_unknown_codec_gets_no_pass(tmp_path):
     with pytest.raises(StoreError, match=r"logits is encoded with .*zstd"):
         seal_pass(tmp_path, "train", 1)
     assert committed_passes(tmp_path / "train") == [0]
+
+
+def test_hidden_states_of_a_pass_are_dropped_whenever_that_is_interrupted(tmp_path):
+    template = tmp_path / "template"
+    _, expected = two_epochs(template, seal=True)
+    remove_sealed_segments(template, "train")
+    states = expected.array("hidden_states")
+    without = states.copy()
+    without[0] = np.nan
+
+    def copy(number):
+        return shutil.copytree(template, tmp_path / str(number))
+
+    def act(path):
+        thin(path / "train", 0)
+
+    for path in killed_before_each(copy, act):
+        train = open_run(path).train
+        said = train.passes[0].attributes.get("dropped") == ["hidden_states"]
+        np.testing.assert_array_equal(train.hidden_states[:], without if said else states)
+        np.testing.assert_array_equal(train.logits[:], expected.array("logits"))
+        assert verify(path) == []
+        act(path)
+        np.testing.assert_array_equal(open_run(path).train.hidden_states[:], without)
+        assert verify(path) == []
+        assert not (path / "train/hidden_states/c/0").exists()
+
+
+def test_an_epoch_without_hidden_states_can_be_opened_again(tmp_path):
+    writer, expected = two_epochs(tmp_path, seal=True)
+    remove_sealed_segments(tmp_path, "train")
+    thin(tmp_path / "train", 1)
+    writer.close()
+    resumed = create_run(tmp_path, {}, start_step=3, resume=True)
+    expected.take_back(3, {1})
+    resumed.begin_pass("train", 1, {"epoch": 1, "step": 3})
+    expected.log(resumed, 1, rows_of([6, 7], 3, seed=1))
+    resumed.flush()
+    seal_pass(tmp_path, "train", 1)
+    train = open_run(tmp_path).train
+    np.testing.assert_array_equal(train.logits[:], expected.array("logits"))
+    states = expected.array("hidden_states")
+    states[1, :, train.step[1] < 3] = np.nan
+    np.testing.assert_array_equal(train.hidden_states[:], states)
+    assert verify(tmp_path) == []
