@@ -309,6 +309,7 @@ def cross_validated_probs(case: Case, data: Data, model: str) -> NDArray[np.floa
     folds = StratifiedKFold(N_FOLDS, shuffle=True, random_state=case.seed)
     for kept, held_out in folds.split(probs, data.labels):
         trainer = fitted(case, data, model, kept, [])
+        trainer.args.train_sampling_strategy = "sequential"  # grouped by length, predictions come in another order
         probs[held_out] = probs_of(trainer.predict(tokenized(data, model, held_out)).predictions)
     return probs
 
