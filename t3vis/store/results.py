@@ -22,7 +22,7 @@ from t3vis.store.shard import write_rows
 
 @dataclass(frozen=True)
 class Result:
-    """Columns of shape (n_examples,) by name, and what they were computed from."""
+    """Columns by name, their first dimension that of the examples, and what they were computed from."""
 
     columns: dict[str, NDArray[Any]]
     attributes: dict[str, Any]
@@ -42,7 +42,7 @@ def write_result(
     Parameters
     ----------
     columns
-        Shape (n_examples,) each.
+        Shape (n_examples,) each, or (n_examples, n) for as many of something per example.
     meanings
         What each column is, for its attributes.
     attributes
@@ -57,14 +57,14 @@ def write_result(
     for column, values in columns.items():
         rows = np.ascontiguousarray(values)
         fill: float | int = float("nan") if rows.dtype.kind == "f" else 0
-        layout = row_layout(rows.dtype.itemsize, len(rows))
+        layout = row_layout(rows[:1].nbytes or rows.dtype.itemsize, len(rows))
         metadata = schema.array_metadata(
             shape=rows.shape,
-            shard_shape=(layout.shard_rows,),
-            chunk_shape=(layout.chunk_rows,),
+            shard_shape=(layout.shard_rows, *rows.shape[1:]),
+            chunk_shape=(layout.chunk_rows, *rows.shape[1:]),
             dtype=rows.dtype.newbyteorder("<").str,
             fill=bool(fill) if rows.dtype.kind == "b" else fill,
-            dims=("example",),
+            dims=("example", "item")[: rows.ndim],
             attributes={"description": meanings[column]},
         )
         schema.write_metadata(group / column, metadata)
