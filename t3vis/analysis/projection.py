@@ -226,7 +226,8 @@ def tsne(
     -----
     Affinities are uniform over the neighbours rather than of a perplexity, and no exaggeration is left on:
     ``benchmarks/bench_projection.py`` measures both. Forces are interpolated by FFT from 10,000 examples and taken
-    from a tree below (Barnes-Hut). Equal input gives an equal map on one machine.
+    from a tree below (Barnes-Hut). Of each example a third of the others attract it at most: were it all of them,
+    the map would be one point. Equal input gives an equal map on one machine.
 
     References
     ----------
@@ -261,7 +262,8 @@ def tsne(
     if resume is not None:
         optimizer.gains, optimizer.update = resume.gains.copy(), resume.update.copy()
         n_done, kl_divergence = resume.n_iter, resume.kl_divergence
-    affinities = Uniform(knn_index=PrecomputedNeighbors(graph.indices, graph.distances))
+    k = max(min(graph.k, (n_examples - 1) // 3), 1)
+    affinities = Uniform(knn_index=PrecomputedNeighbors(graph.indices[:, :k], graph.distances[:, :k]))
     embedding = TSNEEmbedding(given, affinities, optimizer=optimizer, max_step_norm=5, n_jobs=n_jobs)
     matrix = affinities.P
     for phase in phases:

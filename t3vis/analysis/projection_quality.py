@@ -222,7 +222,8 @@ def _correlation(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     number, one, other, one_one, other_other, one_other = sums
     spread = (number * one_one - one**2) * (number * other_other - other**2)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(spread > 0, (number * one_other - one * other) / np.sqrt(spread), np.nan)
+        correlation = (number * one_other - one * other) / np.sqrt(spread)
+    return np.where(spread > 0, np.clip(correlation, -1, 1), np.nan)
 
 
 def _overall_correlation(sums: NDArray[np.float64], n_examples: int) -> Estimate:
