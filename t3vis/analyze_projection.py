@@ -41,7 +41,7 @@ from t3vis.analysis.projection import (
 from t3vis.analysis.projection_quality import Estimate, projection_quality
 from t3vis.errors import AnalysisError
 from t3vis.store.reader import Run, Split
-from t3vis.store.results import Result, read_result, write_result
+from t3vis.store.results import Result, read_result, remove_result, write_result
 from t3vis.store.schema import pass_name
 
 Method = Literal["tsne", "pca", "umap"]
@@ -73,6 +73,8 @@ MEANINGS = {
 class AnalyzedProjection:
     """A map of one layer in one pass; arrays have shape (n_examples, ...) and are NaN for examples not seen."""
 
+    name: str
+    """Method, pass and layer, as the result is named in the store."""
     coordinates: NDArray[np.float32]
     """Shape (n_examples, 2)."""
     columns: dict[str, NDArray[Any]]
@@ -82,6 +84,11 @@ class AnalyzedProjection:
     attributes: dict[str, Any]
     """How the map was made: ``k``, ``n_sampled``, ``graph_recall``, ``kl_divergence``, ``explained``; and where it
     started from another: ``displacement``, the ``noise_floor`` to read that against, ``neighbour_overlap``."""
+
+    @property
+    def n_seen(self) -> int:
+        """Examples on the map."""
+        return int(np.count_nonzero(np.isfinite(self.coordinates[:, 0])))
 
 
 def analyzed_projection(
@@ -123,7 +130,7 @@ def analyzed_projection(
     maps = _Maps(run, split, method, seed, cancel)
     for last, step in zip([None, *steps], steps, strict=False):
         known = maps.of(step, last)
-    return _as_projection(known)
+    return _as_projection(f"{method}_{wanted.name}", known)
 
 
 @dataclass(frozen=True)
@@ -258,6 +265,8 @@ class _Maps:
                 f"the map of {step.name} was stopped after {made.n_iter} of {made.n_planned} iterations; the same "
                 "call goes on from there."
             )
+        if stopped is not None and isinstance(self._run.path, Path):
+            remove_result(self._run.path, self._split.name, name)
         coordinates = np.empty((len(states), 2))
         coordinates[chosen] = made.coordinates
         others = np.setdiff1d(np.arange(len(states)), chosen)
@@ -311,19 +320,19 @@ class _Maps:
         if known is None:
             states, seen = self._states(first)
             graph = self._graph(first, states, seen)
+            start = self._start(first, seen, graph)
             chosen = self._landmarks(seen)
             if len(chosen) < len(states):
                 graph = neighbour_graph(states[chosen], seed=self._seed)
-            start = self._start(first, seen, graph)[chosen]
             with self._bar("noise floor of the maps", " iterations") as progress:
                 still = tsne(
                     graph,
-                    start,
+                    start[chosen],
                     phases=CONTINUED,
                     callback=lambda done, planned, _: progress(done, planned),
                     n_jobs=_n_jobs(len(chosen)),
                 )
-            moved = displacement(start, still.coordinates)
+            moved = displacement(start[chosen], still.coordinates)
             known = self._write(name, {"displacement": _spread_out(moved, seen, np.nan, chosen)}, provenance, {})
         return _root_mean_square(known.columns["displacement"])
 
@@ -434,8 +443,9 @@ def _as_map(stopped: Result, ids: NDArray[np.intp]) -> TSNEMap:
     )
 
 
-def _as_projection(known: Result) -> AnalyzedProjection:
+def _as_projection(name: str, known: Result) -> AnalyzedProjection:
     return AnalyzedProjection(
+        name=name,
         coordinates=np.stack([known.columns["x"], known.columns["y"]], axis=1),
         columns=known.columns,
         quality={name: Estimate(**estimate) for name, estimate in known.attributes["quality"].items()},

@@ -197,13 +197,21 @@ def _squares(places: NDArray[np.float32], points: NDArray[np.int64]) -> NDArray[
 
 def _excess_ranks(far: NDArray[np.float32], neighbours: NDArray[np.integer]) -> NDArray[np.int64]:
     """By how much the ranks of the neighbours exceed their number, summed for each point."""
-    k = neighbours.shape[1]
     limits = np.take_along_axis(far, neighbours, axis=1)
-    excess = np.zeros(len(far), np.int64)
-    for neighbour in range(k):
-        rank = 1 + np.count_nonzero(far < limits[:, neighbour, np.newaxis], axis=1)
-        excess += np.maximum(rank - k, 0)
+    n_nearer = _n_below(np.sort(far, axis=1), limits)
+    excess: NDArray[np.int64] = np.maximum(n_nearer + 1 - neighbours.shape[1], 0).sum(axis=1)
     return excess
+
+
+def _n_below(ordered: NDArray[np.float32], limits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """How many in a row of ``ordered`` are below each limit of that row, by halving for all rows at once."""
+    n_columns = ordered.shape[1]
+    low, high = np.zeros(limits.shape, np.int64), np.full(limits.shape, n_columns)
+    for _ in range(n_columns.bit_length()):
+        middle = (low + high) // 2
+        is_below = np.take_along_axis(ordered, np.minimum(middle, n_columns - 1), axis=1) < limits
+        low, high = np.where(is_below & (low < high), middle + 1, low), np.where(is_below, high, middle)
+    return low
 
 
 def _sums(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -52,8 +52,7 @@ def write_result(
     for parent in (run / "analysis", run / "analysis" / split):
         if not schema.node_exists(parent):
             schema.write_metadata(parent, schema.group_metadata())
-    (group / "zarr.json").unlink(missing_ok=True)
-    shutil.rmtree(group, ignore_errors=True)
+    remove_result(run, split, name)
     for column, values in columns.items():
         rows = np.ascontiguousarray(values)
         fill: float | int = float("nan") if rows.dtype.kind == "f" else 0
@@ -80,3 +79,10 @@ def read_result(run: schema.Node, split: str, name: str) -> Result | None:
     nodes = sorted((node.parent for node in group.glob("*/zarr.json")), key=str)
     columns = {node.name: open_sealed(node, 0).read_all() for node in nodes}
     return Result(columns, schema.read_metadata(group)["attributes"])
+
+
+def remove_result(run: Path, split: str, name: str) -> None:
+    """Remove the result of that name, if there is one."""
+    group = run / "analysis" / split / name
+    (group / "zarr.json").unlink(missing_ok=True)
+    shutil.rmtree(group, ignore_errors=True)
