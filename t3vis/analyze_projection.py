@@ -217,7 +217,7 @@ class _Maps:
                 "indices": _spread_out(ids[graph.indices], seen, -1),
                 "distances": _spread_out(graph.distances, seen, np.nan),
             }
-            self._write(name, columns, provenance, {"recall": graph.recall})
+            self._write(name, columns, provenance, {"recall": graph.recall}, dims=("example", "neighbour"))
             return graph
         position = np.cumsum(seen) - 1
         indices = position[known.columns["indices"][seen]].astype(np.int32)
@@ -361,12 +361,25 @@ class _Maps:
         return known
 
     def _write(
-        self, name: str, columns: dict[str, NDArray[Any]], provenance: dict[str, Any], what: dict[str, Any]
+        self,
+        name: str,
+        columns: dict[str, NDArray[Any]],
+        provenance: dict[str, Any],
+        what: dict[str, Any],
+        dims: tuple[str, ...] = ("example",),
     ) -> Result:
         made = Result(columns, {"provenance": provenance, **what})
         self._results[name] = made
         if isinstance(self._run.path, Path):  # a copy at a URL is read only
-            write_result(self._run.path, self._split.name, name, columns, meanings=MEANINGS, attributes=made.attributes)
+            write_result(
+                self._run.path,
+                self._split.name,
+                name,
+                columns,
+                meanings=MEANINGS,
+                attributes=made.attributes,
+                dims=dims,
+            )
         return made
 
     @contextmanager

@@ -197,7 +197,7 @@ def test_the_results_are_plain_zarr(run_path):
     group = zarr.open_group(run_path / "analysis/train", mode="r")
     np.testing.assert_array_equal(group["tsne_p0000_l03/x"][...], found.coordinates[:, 0])
     assert group["neighbours_p0000_l03/indices"].shape == (N_EXAMPLES, 15)
-    assert group["neighbours_p0000_l03/indices"].metadata.dimension_names == ("example", "item")
+    assert group["neighbours_p0000_l03/indices"].metadata.dimension_names == ("example", "neighbour")
     assert group["neighbours_p0000_l03/distances"].attrs["description"]
 
 

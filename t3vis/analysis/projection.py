@@ -6,6 +6,7 @@ first map, the last map for one that is to be compared with it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -374,21 +375,24 @@ def umap(states: NDArray[np.floating], graph: NeighbourGraph, start: NDArray[np.
     AnalysisError
         If umap-learn is not installed.
     """
-    try:
-        from umap import UMAP
-    except ImportError as error:
-        raise AnalysisError('UMAP needs umap-learn; install it with: pip install "t3vis[umap]"') from error
-    own = np.arange(graph.n_examples, dtype=np.int32)[:, np.newaxis]
-    indices = np.concatenate([own, graph.indices], axis=1)
-    distances = np.concatenate([np.zeros_like(own, dtype=np.float32), graph.distances], axis=1)
-    fitted = UMAP(
-        n_neighbors=graph.k + 1,
-        precomputed_knn=(indices, distances),
-        init=start * (10 / np.abs(start).max()),
-        random_state=seed,
-        n_jobs=1,
-    )
-    return fitted.fit_transform(states).astype(np.float64)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)
+        warnings.filterwarnings("ignore", message="precomputed_knn", category=UserWarning)  # only to place further ones
+        try:
+            from umap import UMAP
+        except ImportError as error:
+            raise AnalysisError('UMAP needs umap-learn; install it with: pip install "t3vis[umap]"') from error
+        own = np.arange(graph.n_examples, dtype=np.int32)[:, np.newaxis]  # for UMAP the first neighbour of each
+        indices = np.concatenate([own, graph.indices], axis=1)
+        distances = np.concatenate([np.zeros_like(own, dtype=np.float32), graph.distances], axis=1)
+        fitted = UMAP(
+            n_neighbors=graph.k + 1,
+            precomputed_knn=(indices, distances),
+            init=start * (10 / np.abs(start).max()),
+            random_state=seed,
+            n_jobs=1,
+        )
+        return fitted.fit_transform(states).astype(np.float64)
 
 
 def displacement(before: NDArray[np.floating], after: NDArray[np.floating]) -> NDArray[np.float64]:
