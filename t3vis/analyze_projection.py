@@ -47,9 +47,10 @@ from t3vis.store.schema import pass_name
 Method = Literal["tsne", "pca", "umap"]
 
 MAX_FITTED = 100_000
-"""Of more examples, so many as the next line says make a t-SNE map, and the others are placed on it."""
+"""Up to this many examples make a t-SNE map; of more, `N_LANDMARKS` do, and the others are placed on it."""
 N_LANDMARKS = 50_000
 N_ONE_THREAD = 10_000
+"""From this many examples on, threads gain more than they lose by waiting for each other."""
 
 MEANINGS = {
     "x": "first coordinate on the map; NaN for an example that was not seen",
@@ -71,7 +72,10 @@ MEANINGS = {
 
 @dataclass(frozen=True, eq=False)
 class AnalyzedProjection:
-    """A map of one layer in one pass; arrays have shape (n_examples, ...) and are NaN for examples not seen."""
+    """A map of one layer in one pass; arrays have shape (n_examples, ...).
+
+    They are NaN for an example that was not seen in that pass, or whose states are not finite.
+    """
 
     name: str
     """Method, pass and layer, as the result is named in the store."""
@@ -349,7 +353,9 @@ class _Maps:
             "layer": step.layer,
         }
         if not of_graph:
+            phases = FRESH if last is None else CONTINUED
             found["method"] = self._method
+            found["phases"] = [[phase.n_iter, phase.exaggeration] for phase in phases]
             found["from"] = None if last is None else [last.name, self._digests[last.name]]
         return found
 
@@ -428,7 +434,6 @@ def _spread_out(
 
 
 def _n_jobs(n_examples: int) -> int:
-    """One thread where more would wait for each other longer than they work."""
     return 1 if n_examples < N_ONE_THREAD else -1
 
 
