@@ -188,14 +188,14 @@ def test_project_says_on_the_figure_and_in_text_how_far_to_trust_it(in_demo_fold
     said = capsys.readouterr().out
     drawn = Path("last.svg").read_text()
     for part in (
-        "demo-train-tsne-p0001-l02",
+        "demo-train-tsne-p0001-l03",
         *re.findall(r"trustworthiness \d\.\d{3}|neighbour recall \d\.\d{3}", said),
         *re.findall(r"moved by \d\.\d\d radii since .*where nothing changes\)", said),
         "neighbour overlap",
     ):
         assert f"<!-- {part}" in drawn or part in drawn
     assert "216 examples (train mode)" in said
-    assert read_result(RUN, "train", "tsne_p0001_l02").columns["x"].shape == (216,)
+    assert read_result(RUN, "train", "tsne_p0001_l03").columns["x"].shape == (216,)
 
 
 def test_project_interrupted_goes_on_from_there(in_demo_folder: Path, monkeypatch, capsys) -> None:
@@ -271,7 +271,7 @@ def test_compact_says_what_was_gained(in_demo_folder: Path, capsys) -> None:
         (["plot", str(RUN), "--output", "map.bmp"], ".bmp"),
         (
             ["project", str(RUN), "--layer", "9"],
-            "holds no hidden states of layer 9 in pass 1; it holds layers [0, 1, 2]",
+            "holds no hidden states of layer 9 in pass 1; it holds layers [0, 1, 2, 3]",
         ),
         (["project", str(RUN), "--method", "pca", "--color", "neighbour_overlap"], "was not started from another"),
         (["demo", "--dataset", "missing.csv", "--output", "new.zarr"], "missing.csv"),
