@@ -198,7 +198,7 @@ def next_map(data: Path, name: str, n_examples: int) -> dict[str, Any]:
         "overlap": float(neighbour_overlap(graph_before, graph).mean()),
         "fresh": described(fresh, graph, last, cpu_fresh),
     }
-    for exaggeration in (1, 1.5, 2, 4):
+    for exaggeration in (1, 1.1, 1.5, 4):
         phases = (Phase(50, exaggeration), CONTINUED[1])
         continued, cpu = timed(partial(tsne, graph, last, phases=phases))
         still = tsne(graph_before, jittered(last), phases=phases)
