@@ -69,7 +69,7 @@ class Phase:
 
 FRESH = (Phase(250, 12), Phase(500, 1))
 """For a map that starts from principal components; openTSNE's own."""
-CONTINUED = (Phase(50, 1.1), Phase(250, 1))
+CONTINUED = (Phase(50, 1.5), Phase(250, 1))
 """For a map that starts from the last one. With less exaggeration it fits worse, with more it moves though no state
 has changed: the part ``next`` of ``benchmarks/bench_projection.py``."""
 
