@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from t3vis.store.reader import Split, open_run
 from t3vis.store.repair import repair
 from t3vis.store.verify import verify
 
+COLORS = ("label", "neighbour_recall", "trustworthiness", "continuity", "neighbour_overlap")
 SUSPECT_COLUMNS = ("rank", "example", "score", "label", "suggested", "confidence", "variability", "correctness", "text")
 
 
@@ -145,6 +147,21 @@ def parser() -> argparse.ArgumentParser:
     plot.add_argument("--output", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: beside the run)")
     plot.add_argument("--suspects", type=int, default=0, metavar="N", help="ring the N most suspicious examples")
 
+    project = _command(
+        commands,
+        "project",
+        _project,
+        "map the hidden states of one layer in one epoch, and say how far to trust the map",
+        "t3vis project runs/demo.zarr --epoch 0 --layer 2",
+    )
+    _run_and_split(project)
+    project.add_argument("--epoch", type=int, default=-1, metavar="E", help="epoch, or number of the evaluation (last)")
+    project.add_argument("--layer", type=int, metavar="L", help="which hidden states, 0 of the embeddings (last)")
+    project.add_argument("--method", choices=["tsne", "pca", "umap"], default="tsne", help="(%(default)s)")
+    project.add_argument("--color", choices=COLORS, default="label", help="what colours the examples (%(default)s)")
+    project.add_argument("--seed", type=int, default=0, help="of all that is left to chance (%(default)s)")
+    project.add_argument("--output", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: beside the run)")
+
     verify_ = _command(
         commands,
         "verify",
@@ -195,10 +212,12 @@ def parser() -> argparse.ArgumentParser:
         "push",
         _push,
         "copy what is sealed of a run to a URL or directory; repeated, it copies what is new",
-        "t3vis push runs/demo.zarr s3://bucket/demo.zarr",
+        "t3vis push runs/demo.zarr copies/demo.zarr",
     )
     push_.add_argument("run", type=Path, metavar="RUN", help="path of the run; it may still be training")
-    push_.add_argument("url", metavar="URL", help="anything that fsspec can write to, or a directory")
+    push_.add_argument(
+        "url", metavar="URL", help="such as s3://bucket/demo.zarr, anything that fsspec can write to, or a directory"
+    )
     return root
 
 
@@ -413,6 +432,61 @@ def _figure(run: t3vis.Run, split: Split, options: argparse.Namespace) -> Any:
     return plot_data_map(
         mapped, title=title, highlight=highlight, highlight_label=f"{options.suspects} most suspicious labels"
     )
+
+
+def _project(options: argparse.Namespace) -> None:
+    from t3vis.analyze_projection import analyzed_projection  # openTSNE and scikit-learn take a second to load
+    from t3vis.plot_projection import plot_projection, quality_lines
+    from t3vis.plots import write_figure
+
+    run = open_run(options.run)
+    split = split_of(run, options.split)
+    with _cancelled_by_interrupt() as cancel:
+        found = analyzed_projection(
+            run,
+            split,
+            pass_index=options.epoch,
+            layer=options.layer,
+            method=options.method,
+            seed=options.seed,
+            cancel=cancel,
+        )
+    if options.color != "label" and options.color not in found.columns:
+        raise ConfigurationError(f"--color {options.color}: this map was not started from another, there is none.")
+    lines = quality_lines(found.quality, found.attributes, found.n_seen)
+    name = f"{Path(options.run).stem}-{split.name}-{found.name.replace('_', '-')}"
+    labels = split.labels
+    figure = plot_projection(
+        found.coordinates,
+        labels=labels if labels.ndim == 1 else None,
+        class_names=split.class_names,
+        values=None if options.color == "label" else found.columns[options.color],
+        values_name=options.color.replace("_", " "),
+        notes=lines,
+        title=name,
+    )
+    beside = run.path.parent if isinstance(run.path, Path) else Path()
+    output = options.output or beside / f"{name}.png"
+    write_figure(figure, output)
+    print("\n".join([f"{name}: {found.n_seen:,} examples ({split.attributes['mode']} mode)", *lines]))
+    print(f"map written to {output}")
+
+
+@contextmanager
+def _cancelled_by_interrupt() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; what is being computed then stops by itself, and the second time at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,22 @@ def example_of(command: argparse.ArgumentParser) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["demo", "info", "analyze", "suspects", "rank", "classes", "select", "plot", "verify", "repair", "compact"]
+    "name",
+    [
+        "demo",
+        "info",
+        "analyze",
+        "suspects",
+        "rank",
+        "classes",
+        "select",
+        "plot",
+        "project",
+        "verify",
+        "repair",
+        "compact",
+        "push",
+    ],
 )
 def test_example_in_help_runs(name: str, in_demo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = example_of(commands()[name])
@@ -59,7 +75,20 @@ def test_example_in_help_runs(name: str, in_demo_folder: Path, capsys: pytest.Ca
 
 def test_every_command_is_tested_above() -> None:
     assert sorted(commands()) == [
-        *("analyze", "classes", "compact", "demo", "info", "plot", "push", "rank", "repair", "select", "suspects"),
+        *(
+            "analyze",
+            "classes",
+            "compact",
+            "demo",
+            "info",
+            "plot",
+            "project",
+            "push",
+            "rank",
+            "repair",
+            "select",
+            "suspects",
+        ),
         "verify",
     ]
 
@@ -236,6 +265,36 @@ def test_plot_draws_layers_and_classes_too(what: str, in_demo_folder: Path, caps
     assert written.read_bytes().startswith(b"\x89PNG")
 
 
+def test_project_says_on_the_figure_and_in_text_how_far_to_trust_it(in_demo_folder: Path, capsys) -> None:
+    assert main(["project", str(RUN), "--output", "last.svg", "--color", "neighbour_overlap"]) == 0
+    said = capsys.readouterr().out
+    drawn = Path("last.svg").read_text()
+    for part in (
+        "demo-train-tsne-p0001-l03",
+        *re.findall(r"trustworthiness \d\.\d{3}|neighbour recall \d\.\d{3}", said),
+        *re.findall(r"moved by \d\.\d\d radii since .*where nothing changes\)", said),
+        "neighbour overlap",
+    ):
+        assert f"<!-- {part}" in drawn or part in drawn
+    assert "216 examples (train mode)" in said
+    assert read_result(RUN, "train", "tsne_p0001_l03").columns["x"].shape == (216,)
+
+
+def test_project_interrupted_goes_on_from_there(in_demo_folder: Path, monkeypatch, capsys) -> None:
+    def interrupt(*_: object, **__: object) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    with monkeypatch.context() as patched:
+        patched.setattr("t3vis.analyze_projection.tqdm.set_postfix_str", interrupt)
+        before = signal.getsignal(signal.SIGINT)
+        assert main(["project", str(RUN), "--epoch", "0", "--seed", "7"]) == 1
+        assert signal.getsignal(signal.SIGINT) is before
+    assert "was stopped after 9 of 750 iterations; the same call goes on from there" in capsys.readouterr().err
+    assert main(["project", str(RUN), "--epoch", "0", "--seed", "7"]) == 0
+    assert read_result(RUN, "train", "tsne_p0000_l02_stopped") is None
+
+
 def test_verify_names_what_is_damaged_and_ends_with_status_1(in_demo_folder: Path, capsys) -> None:
     shutil.copytree(RUN, "damaged.zarr")
     shard = next(Path("damaged.zarr/train/logits/c/1").rglob("0/0"))
@@ -308,6 +367,11 @@ def test_push_copies_what_is_new(in_demo_folder: Path, capsys) -> None:
         (["select", str(RUN), "--output", "no/such/ids.txt"], "cannot be written"),
         (["suspects", str(RUN), "--csv", "no/such/folder.csv"], "cannot be written"),
         (["plot", str(RUN), "--output", "map.bmp"], ".bmp"),
+        (
+            ["project", str(RUN), "--layer", "9"],
+            "holds no hidden states of layer 9 in pass 1; it holds layers [0, 1, 2, 3]",
+        ),
+        (["project", str(RUN), "--method", "pca", "--color", "neighbour_overlap"], "was not started from another"),
         (["demo", "--dataset", "missing.csv", "--output", "new.zarr"], "missing.csv"),
     ],
 )

@@ -87,3 +87,10 @@ def read_result(run: schema.Node, split: str, name: str) -> Result | None:
     nodes = sorted((node.parent for node in group.glob("*/zarr.json")), key=str)
     columns = {node.name: open_sealed(node, 0).read_all() for node in nodes}
     return Result(columns, schema.read_metadata(group)["attributes"])
+
+
+def remove_result(run: Path, split: str, name: str) -> None:
+    """Remove the result of that name, if there is one; its metadata goes first."""
+    group = run / "analysis" / split / name
+    (group / "zarr.json").unlink(missing_ok=True)
+    shutil.rmtree(group, ignore_errors=True)
