@@ -101,6 +101,6 @@ def test_what_cannot_be_kept_is_refused(tmp_path, keep):
 
 def test_of_a_stream_all_that_will_be_seen_counts(tmp_path, capfd):
     stream = NumberedStream(tiny_rows(), range(41))
-    recorder = RecorderCallback(tmp_path / "run.zarr", id_column="id")
+    recorder = RecorderCallback(tmp_path / "run.zarr", id_column="number")
     tiny_trainer(tmp_path / "out", recorder, train=stream, max_steps=5, per_device_train_batch_size=4).train()
     assert "(1 epoch of 20 examples" in capfd.readouterr().err
