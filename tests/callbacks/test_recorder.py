@@ -233,7 +233,7 @@ def test_compression_and_durability_are_those_asked_for(tmp_path: Path) -> None:
     recorder = RecorderCallback(tmp_path / "run.zarr", compression="bitround", durability="fsync")
     tiny_trainer(tmp_path / "out", recorder, model=model, num_train_epochs=1).train()
     run = open_run(tmp_path / "run.zarr")
-    assert run.attributes["storage"] == {"compression": "bitround", "durability": "fsync"}
+    assert run.attributes["storage"] == {"compression": "bitround", "durability": "fsync", "keep_epochs": None}
     states = run.train.hidden_states[0]
     assert (states.view(np.uint16) & 0b111 == 0).all()  # 7 of the 10 mantissa bits are left
     array = zarr.open_group(tmp_path / "run.zarr", mode="r")["train/hidden_states"]
