@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from t3vis.store import schema
 from t3vis.store.codecs import COMPRESSIONS, rounded
 from t3vis.store.examples import Columns, ExamplesWriter
 from t3vis.store.options import StorageOptions
+from t3vis.store.ragged import Ragged
 from t3vis.store.reader import open_run
 from t3vis.store.results import write_result
 from t3vis.store.seal import seal_pass
@@ -60,7 +62,12 @@ def rows_with_everything(examples, step, compression):
         "labels": np.arange(n_rows),
         "targets": np.linspace(-1, 1, 2 * n_rows, dtype=np.float32).reshape(n_rows, 2),
         "length": np.arange(n_rows, dtype=np.int32),
+        "head_gradients": np.linspace(-1, 1, 6 * n_rows, dtype=np.float32).reshape(2, n_rows, 3),
     }
+    lengths = np.asarray(examples) % 4
+    for name, spec in schema.PASS_ARRAYS.items():
+        if spec.is_ragged:
+            own[name] = Ragged.with_lengths(np.arange(lengths.sum()).astype(spec.dtype), lengths)
     return rows | own
 
 
@@ -101,7 +108,7 @@ def test_the_store_is_sealed_and_has_what_is_hard_to_read(store):
     run, names = open_run(path), array_names(path)
     assert all(record.sealed for split in run.splits.values() for record in split.passes)
     assert not list(path.glob("*/segments/*/p*"))
-    assert {f"train/{name}" for name in schema.PASS_ARRAYS} <= set(names)
+    assert {f"train/{name}" for name in schema.STORED_ARRAYS} <= set(names)
     assert {"train/examples/text/text/values", "train/examples/input_ids/offsets"} <= set(names)
     for name in ("train/hidden_states", "train/loss", "eval/hidden_states"):
         metadata = schema.read_metadata(path / name)
@@ -116,9 +123,15 @@ def test_the_store_is_sealed_and_has_what_is_hard_to_read(store):
 
 def test_zarr_python_reads_what_was_recorded(store):
     path, expected = store
-    for name in schema.PASS_ARRAYS:
-        found = by_zarr_python(path / "train" / name)
-        np.testing.assert_array_equal(found, expected.array(name), err_msg=name)
+    for name, spec in schema.PASS_ARRAYS.items():
+        if spec.is_ragged:
+            values, offsets = (by_zarr_python(path / "train" / part.name) for part in spec.parts)
+            for index in (0, 2):
+                rows = [values[index, begin:end].tolist() for begin, end in pairwise(offsets[index])]
+                assert rows == expected.ragged(name, index), name
+        else:
+            found = by_zarr_python(path / "train" / name)
+            np.testing.assert_array_equal(found, expected.array(name), err_msg=name)
     expected.check(open_run(path).train)
 
 
