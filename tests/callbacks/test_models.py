@@ -237,7 +237,8 @@ def n_graphs(output_dir: Path, recorder: RecorderCallback | None, model: Any, na
 def test_compiled_models_have_no_graph_break_added(name: str, tmp_path: Path) -> None:
     plain = n_graphs(tmp_path / "out", None, tiny_model(), name)
     assert plain[1] > 0
-    assert n_graphs(tmp_path / "out", RecorderCallback(tmp_path / "run.zarr"), tiny_model(), name) == plain
+    found = n_graphs(tmp_path / "out", RecorderCallback(tmp_path / "run.zarr"), tiny_model(), name)
+    assert all(number <= before for number, before in zip(found, plain, strict=True)), (found, plain)
     run, model = open_run(tmp_path / "run.zarr"), tiny_model()
     check_training(run.train, model, tiny_rows())
     check_pass(run.evals["eval"], 1, model, tiny_rows(9, seed=1))
