@@ -76,7 +76,7 @@ class Sealer:
                 stderr=output,
                 env=environment,
                 pass_fds=held,
-                start_new_session=True,  # Ctrl-C in the trainer must not reach it
+                process_group=0,  # Ctrl-C in the trainer must not reach it; a session of its own would make nice void
             )
             on_failure.pop_all()
         self._output = output
