@@ -1,183 +1,28 @@
 """Run: a lazy, read-only view of a run, finished or still training.
 
-Every access looks at the disk anew: a pass that is committed is read from the sealed arrays, one that is not from
-its segments. What is held between accesses, metadata and open shards of sealed passes and where the rows of the last
-unsealed pass go, counts only as long as the files it was taken from are the same.
-
-A copy at a URL is read as it was when it was opened, or when it last turned out to have changed.
+Every access looks at the disk anew. A copy at a URL is read as it was when it was opened, or when it last turned out
+to have changed.
 """
 
 from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import product
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from t3vis.errors import StoreError
 from t3vis.store import schema, segments
-from t3vis.store.commits import commit_of, committed_passes
 from t3vis.store.examples import RaggedColumn, static_array, text_columns, token_ids
-from t3vis.store.indexing import Indices, orthogonal
-from t3vis.store.ragged import Ragged
-from t3vis.store.sealed import N_REMOTE_THREADS, HeldShards, SealedArray, open_sealed, ragged_rows
+from t3vis.store.passes import Pass, PassReader, as_path
+from t3vis.store.run_arrays import RaggedRunArray, RunArray
+from t3vis.store.sealed import HeldShards
 from t3vis.store.segments import split_names
-from t3vis.store.shard import room
-from t3vis.store.storage import HeldFile, RemotePath, file_stamp, locate, names_in, stamp
-
-T = TypeVar("T")
-
-_READ_ATTEMPTS = 20  # a pass can be sealed and its segments removed while it is being read
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One epoch of training, or one evaluation.
-
-    ``epoch`` is the number of the epoch in training, and how many epochs had been trained, as a fraction, for an
-    evaluation; ``step`` is the optimizer step at its beginning. ``n_seen`` examples were seen, ``n_repeated`` of
-    them more than once, ``n_never`` not at all (so far, while it is not ``sealed``).
-    """
-
-    index: int
-    epoch: float
-    step: int
-    last_step: int
-    n_examples: int
-    n_seen: int
-    n_repeated: int
-    n_never: int
-    sealed: bool
-    attributes: dict[str, Any]
-
-
-class RunArray:
-    """One array over all passes of a split, with the dimensions of ``dims``; NumPy indexing reads what it names.
-
-    Examples
-    --------
-    ``run.train.logits[-1]`` is the last epoch, ``run.train.hidden_states[0, -1, 17]`` one example's last layer in
-    the first, ``run.train.loss[:, ids]`` the trajectories of chosen examples.
-    """
-
-    def __init__(self, split: Split, name: str) -> None:
-        self.name = name
-        self._split = split
-        self._spec = schema.PASS_ARRAYS[name]
-
-    @property
-    def dims(self) -> tuple[str, ...]:
-        """Names of the dimensions."""
-        return self._spec.dims(self._split.kind)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of the dimensions, as of now."""
-        leading, trailing = self._split._row_shape(self.name)
-        return (self._split._n_passes(), *leading, self._split.n_examples, *trailing)
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return len(self.dims)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values."""
-        return np.dtype(self._spec.dtype)
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """Meaning, mode, and what was chosen when recording."""
-        return self._split._array_attributes(self._spec)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> Any:
-        found = self._split._read_directly(self._spec, key)
-        if found is not None:
-            return found
-        n_leading = 1 + len(self._spec.leading)
-        shape = self.shape
-        wanted, remainder = orthogonal(key, shape)
-        block = room((*map(len, wanted[: n_leading + 1]), *shape[n_leading + 1 :]), self.dtype)
-        layers = list(product(*wanted[1:n_leading]))
-        self._split._read_all(self._spec, wanted[0], layers, wanted[n_leading], block)
-        for axis in range(n_leading + 1, len(shape)):
-            if not isinstance(wanted[axis], range) or wanted[axis] != range(shape[axis]):
-                block = np.take(block, wanted[axis], axis)
-        return block[remainder]
-
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError(f"{self.name} is read from disk; a NumPy array of it is always a copy.")
-        return np.asarray(self[:], dtype=dtype)
-
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{dim}: {size}" for dim, size in zip(self.dims, self.shape, strict=True))
-        return f"<{self.name} ({sizes}) {self.dtype}>"
-
-
-class RaggedRunArray:
-    """One ragged array over all passes of a split, such as one value per token of each example.
-
-    Examples
-    --------
-    ``run.train.ragged("token_logprob")[-1]`` is the last epoch as ``Ragged`` rows, ``[-1, 17]`` the values of one
-    example in it, ``[-1, [3, 5]]`` the rows of two, and ``[:, 17]`` a list of its values in every pass.
-    """
-
-    def __init__(self, split: Split, name: str) -> None:
-        self.name = name
-        self._split = split
-        self._spec = schema.PASS_ARRAYS[name]
-
-    @property
-    def dims(self) -> tuple[str, ...]:
-        """Names of the dimensions; the length of the last one differs from row to row."""
-        return (*self._spec.dims(self._split.kind), "token")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Passes and examples, as of now."""
-        return self._split._n_passes(), self._split.n_examples
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values."""
-        return np.dtype(self._spec.dtype)
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """Meaning, mode, and what was chosen when recording."""
-        return self._split._array_attributes(self._spec)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> Any:
-        passes, examples = key if isinstance(key, tuple) and len(key) == 2 else (key, slice(None))
-        if isinstance(passes, slice):
-            return [self[index, examples] for index in range(len(self))[passes]]
-        if not isinstance(passes, int | np.integer):
-            raise IndexError(f"{key!r} is no index: expected a pass, or a pass and examples")
-        wanted, remainder = orthogonal((passes, examples), self.shape)
-        if len(wanted) != 2 or np.ndim(remainder[1]) > 1:
-            raise IndexError(f"{key!r} is no index: expected a pass, or a pass and one dimension of examples")
-        return self._split._read_ragged(self._spec, int(wanted[0][0]), wanted[1])[remainder[1]]
-
-    def __repr__(self) -> str:
-        n_passes, n_examples = self.shape
-        return f"<{self.name} ({self.dims[0]}: {n_passes}, example: {n_examples}, token: ragged) {self.dtype}>"
+from t3vis.store.storage import locate
 
 
 class Split:
@@ -186,27 +31,23 @@ class Split:
     def __init__(self, run_path: schema.Node, name: str, held: HeldShards) -> None:
         self.name = name
         self.path = run_path / name
-        self._run_path = run_path
-        self._held = held
-        self._sealed_passes: dict[int, _SealedPass] = {}
+        self._reader = PassReader(run_path, name, held)
         self._recorded: set[str] = set()
-        self._merges: dict[Hashable, segments.Merge] = {}
-        attributes = self.attributes
-        self.kind: schema.SplitKind = attributes["kind"]
+
+    @property
+    def kind(self) -> schema.SplitKind:
+        """Whether it is the training set or an evaluation set."""
+        return self._reader.kind
 
     @property
     def attributes(self) -> dict[str, Any]:
         """What the split says of itself: task, class names, mode, fingerprint, ..."""
-        attributes: dict[str, Any] = schema.read_metadata(self.path)["attributes"]
-        return attributes
+        return self._reader.attributes
 
     @property
     def n_examples(self) -> int:
         """Number of examples; where the dataset did not tell, the largest id seen so far and one."""
-        n_examples = self.attributes["n_examples"]
-        if n_examples is not None:
-            return int(n_examples)
-        return max((record.n_examples for record in self.passes), default=0)
+        return self._reader.n_examples
 
     def __len__(self) -> int:
         return self.n_examples
@@ -220,12 +61,12 @@ class Split:
     @property
     def arrays(self) -> list[str]:
         """Names of the arrays recorded so far, but for the ragged ones."""
-        return [name for name, spec in schema.PASS_ARRAYS.items() if not spec.is_ragged and self._has(name)]
+        return [name for name, spec in schema.PASS_ARRAYS.items() if not spec.is_ragged and self._reader.has(name)]
 
     @property
     def ragged_arrays(self) -> list[str]:
         """Names of the arrays recorded so far that hold one value for each token."""
-        return [name for name, spec in schema.PASS_ARRAYS.items() if spec.is_ragged and self._has(name)]
+        return [name for name, spec in schema.PASS_ARRAYS.items() if spec.is_ragged and self._reader.has(name)]
 
     @property
     def logits(self) -> RunArray:
@@ -272,7 +113,7 @@ class Split:
             If nothing of that name has been recorded.
         """
         self._check_recorded(name, is_ragged=False)
-        return RunArray(self, name)
+        return RunArray(self._reader, name)
 
     def ragged(self, name: str) -> RaggedRunArray:
         """One of ``ragged_arrays`` by name.
@@ -283,7 +124,7 @@ class Split:
             If nothing of that name has been recorded.
         """
         self._check_recorded(name, is_ragged=True)
-        return RaggedRunArray(self, name)
+        return RaggedRunArray(self._reader, name)
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -297,7 +138,7 @@ class Split:
             if static is not None:
                 return static.read_all()
         for name in ("labels", "targets"):
-            if self._has(name):
+            if self._reader.has(name):
                 return self._first_seen(name)
         return np.full(self.n_examples, -1, np.int64)
 
@@ -307,7 +148,7 @@ class Split:
         static = static_array(self.path, "length")
         if static is not None:
             return static.read_all()
-        return self._first_seen("length") if self._has("length") else np.full(self.n_examples, -1, np.int32)
+        return self._first_seen("length") if self._reader.has("length") else np.full(self.n_examples, -1, np.int32)
 
     @property
     def text(self) -> dict[str, RaggedColumn]:
@@ -322,7 +163,7 @@ class Split:
     @property
     def passes(self) -> tuple[Pass, ...]:
         """What is known of each epoch, or evaluation, that anything was recorded of."""
-        return tuple(self._retry(self._pass, index) for index in self._indices())
+        return self._reader.records()
 
     @property
     def epochs(self) -> NDArray[np.float64]:
@@ -373,7 +214,8 @@ class Split:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"<{self.name} of {self._run_path.name}: {self.n_examples:,} examples, {len(self._indices())} passes>"
+        n_passes = len(self._reader.indices())
+        return f"<{self.name} of {self.path.parent.name}: {self.n_examples:,} examples, {n_passes} passes>"
 
     # What has been recorded
 
@@ -389,303 +231,17 @@ class Split:
             raise StoreError(f"{self.path} holds no {name} (yet) among its {kind}: {found}.{hint}")
         self._recorded.add(name)
 
-    def _array_attributes(self, spec: schema.ArraySpec) -> dict[str, Any]:
-        of_split = self.attributes
-        said = of_split["arrays"].get(spec.name, {})
-        return {"description": spec.meaning, "mode": of_split["mode"], **said}
-
-    def _n_passes(self) -> int:
-        return max((index + 1 for index in self._indices()), default=0)
-
-    # How passes are found
-
-    def _indices(self) -> list[int]:
-        # Looked for twice, since a pass may move from here to there, or back, in the meantime.
-        committed = self._committed()
-        unsealed = segments.unsealed_passes(_as_path(self.path)) if self._may_have_segments() else []
-        return sorted({*committed, *unsealed, *self._committed()})
-
-    def _committed(self) -> list[int]:
-        if isinstance(self.path, RemotePath):
-            return committed_passes(_as_path(self.path))
-        folder = f"{self.path}/commits"
-        names = [name for name in names_in(folder) if file_stamp(f"{folder}/{name}/zarr.json") is not None]
-        return sorted(int(name[1:]) for name in names)
-
-    def _may_have_segments(self) -> bool:
-        """Whether there is more below ``segments`` than empty groups; quicker than to look for the segments."""
-        folder = f"{self.path}/segments"
-        return any(set(names_in(f"{folder}/{name}")) - {"zarr.json"} for name in names_in(folder) if name[:1] == "a")
-
-    def _commit_stamp(self, index: int, *, fresh: bool) -> Hashable:
-        return stamp(self.path / "commits" / schema.pass_name(index), fresh=fresh)
-
-    def _sealed_pass(self, index: int) -> _SealedPass | None:
-        """The pass as it is sealed now, ``None`` if it is not."""
-        held = self._sealed_passes.get(index)
-        if held is not None and held.commit is not None and held.commit.is_current():
-            return held
-        now = self._commit_stamp(index, fresh=False)
-        if held is not None and held.commit is None and held.stamp == now:
-            return held
-        if held is not None:
-            self._sealed_passes.pop(index, None)
-            self._held.clear()
-        if now is None:
-            return None
-        manifest = commit_of(_as_path(self.path), index)
-        node = self.path / "commits" / schema.pass_name(index)
-        is_remote = isinstance(node, RemotePath)
-        commit = None if is_remote else HeldFile.hold(f"{node}/zarr.json")
-        sealed = _SealedPass(now, commit, manifest, self.attributes["n_examples"])
-        if not is_remote:  # else both were fetched at once
-            self._check_unchanged(index, now)
-        if len(self._sealed_passes) >= HeldShards.LIMIT:
-            self._sealed_passes = {}
-        self._sealed_passes[index] = sealed
-        return sealed
-
-    def _check_unchanged(self, index: int, before: Hashable) -> None:
-        """Segments vanish once their pass is committed, shards once its commit is taken back."""
-        if before is None and isinstance(self.path, RemotePath):
-            return  # there are no segments, and what the root does not speak of is not there
-        if self._commit_stamp(index, fresh=True) != before:
-            raise FileNotFoundError(f"pass {index} of {self.name} was sealed or taken back while it was read")
-
-    def _pass(self, index: int) -> Pass:
-        sealed = self._sealed_pass(index)
-        if sealed is not None:
-            known = dict(sealed.manifest)
-        else:
-            merged = self._merge(index)
-            known = {**merged.of_pass(), **merged.coverage()}
-            self._check_unchanged(index, None)
-        return Pass(
-            index=index,
-            epoch=known.get("epoch", index),
-            step=known.get("step", known["first_step"]),
-            last_step=known["last_step"],
-            n_examples=known["n_examples"],
-            n_seen=known["n_seen"],
-            n_repeated=known["n_repeated"],
-            n_never=known["n_never"],
-            sealed=sealed is not None,
-            attributes=known,
-        )
-
-    def _merge(self, index: int) -> segments.Merge:
-        found = segments.list_segments(_as_path(self.path), index)
-        limits = segments.limits(_as_path(self._run_path))
-        paths = tuple((segment.path, stamp(segment.path)) for segment in found)
-        key = index, paths, tuple(limits.items())
-        if key not in self._merges:
-            self._merges = {key: segments.merge(found, limits, self.attributes["n_examples"], self.kind)}
-        return self._merges[key]
-
-    # How rows are read
-
-    def _read_directly(self, spec: schema.ArraySpec, key: Any) -> Any:
-        """What ``key`` names, if that is rows of one sealed pass (and layer); ``None`` if it has to be looked into."""
-        parts = key if isinstance(key, tuple) else (key,)
-        n_leading = 1 + len(spec.leading)
-        leading, rest = parts[:n_leading], parts[n_leading:]
-        if len(leading) < n_leading or len(rest) > 1:
-            return None
-        for part in leading:
-            if type(part) is not int or part < 0:
-                return None
-        try:
-            sealed = self._sealed_pass(leading[0])
-            array = None if sealed is None else self._sealed_array(sealed, spec)
-            if sealed is None or array is None or array.shape[n_leading] != sealed.n_examples:
-                return None
-            if n_leading > 1 and leading[1] >= array.shape[1]:
-                return None
-            n_missed = self._held.n_missed
-            found = _rows_of(array, leading, rest[0] if rest else slice(None))
-            # Shards that were open before the commit was looked at are those that it vouches for, come what may.
-            if found is not None and (self._held.n_missed != n_missed or sealed.commit is None):
-                self._check_unchanged(leading[0], sealed.stamp)
-        except FileNotFoundError:
-            return None
-        return found
-
-    def _sealed_array(self, sealed: _SealedPass, spec: schema.ArraySpec) -> SealedArray | None:
-        """An array of a sealed pass; ``None`` if it was recorded in other passes only, or dropped from this one."""
-        if spec.name in sealed.manifest.get("dropped", ()):
-            return None
-        try:
-            return sealed.arrays[spec.name]
-        except KeyError:
-            pass
-        try:
-            array = open_sealed(self.path / spec.name, 1 + len(spec.leading), held=self._held)
-        except FileNotFoundError:
-            array = None
-        sealed.arrays[spec.name] = array
-        return array
-
-    def _read_all(
-        self,
-        spec: schema.ArraySpec,
-        passes: Indices,
-        layers: list[tuple[int, ...]],
-        rows: Indices,
-        block: NDArray[Any],
-    ) -> None:
-        """Rows, in increasing order, of all ``layers`` of each of the passes, into the block for all of them."""
-        self._each(
-            partial(self._retry, self._read_pass, spec, int(index), layers, rows, block[i])
-            for i, index in enumerate(passes)
-        )
-
-    def _read_pass(
-        self, spec: schema.ArraySpec, index: int, layers: list[tuple[int, ...]], rows: Indices, block: NDArray[Any]
-    ) -> None:
-        """Rows of one pass, from wherever they are now; all layers from the same place."""
-        blocks = [block] if layers == [()] else list(block)
-        sealed = self._sealed_pass(index)
-        if sealed is None:
-            merged = self._merge(index)
-            within = _below(rows, merged.n_examples)
-            for layer, out in zip(layers, blocks, strict=True):
-                whole = merged.gather(spec.name, out.shape[1:], *layer)
-                out[: len(within)] = whole[within.start : within.stop] if isinstance(within, range) else whole[within]
-                out[len(within) :] = spec.fill
-            self._check_unchanged(index, None)
-        else:
-            array = self._sealed_array(sealed, spec)
-            self._each(
-                partial(_read_sealed, array, spec, (index, *layer), rows, out)
-                for layer, out in zip(layers, blocks, strict=True)
-            )
-            self._check_unchanged(index, sealed.stamp)
-
-    def _read_ragged(self, spec: schema.ArraySpec, index: int, rows: Indices) -> Ragged:
-        """Rows, in increasing order, of one pass of a ragged array; empty where the array does not have them."""
-        return self._retry(self._ragged_of_pass, spec, index, rows)
-
-    def _ragged_of_pass(self, spec: schema.ArraySpec, index: int, rows: Indices) -> Ragged:
-        sealed = self._sealed_pass(index)
-        if sealed is None:
-            merged = self._merge(index)
-            found = merged.gather_ragged(spec.name)[np.asarray(_below(rows, merged.n_examples), np.int64)]
-            self._check_unchanged(index, None)
-        else:
-            values, offsets = (self._sealed_array(sealed, part) for part in spec.parts)
-            within = _below(rows, 0 if values is None or offsets is None else offsets.n_rows - 1)
-            found = Ragged.of([], spec.dtype)
-            if values is not None and offsets is not None:
-                found = ragged_rows(values, offsets, index, within)
-            self._check_unchanged(index, sealed.stamp)
-        return found.with_empty_rows(len(rows) - len(found))
-
-    def _each(self, reads: Iterable[Callable[[], None]]) -> None:
-        """Do these one after another, or where that means to wait for each, all at once."""
-        if isinstance(self.path, RemotePath):
-            with ThreadPoolExecutor(N_REMOTE_THREADS) as pool:
-                for task in [pool.submit(read) for read in reads]:
-                    task.result()
-        else:
-            for read in reads:
-                read()
-
-    def _retry(self, read: Callable[..., T], *arguments: Any) -> T:
-        for _ in range(_READ_ATTEMPTS - 1):
-            try:
-                return read(*arguments)
-            except FileNotFoundError:
-                self._merges = {}
-                if isinstance(self.path, RemotePath):
-                    self.path.copy.refresh()
-        return read(*arguments)
-
-    def _has(self, name: str) -> bool:
-        return segments.row_shape(_as_path(self.path), name) is not None
-
-    def _row_shape(self, name: str) -> segments.RowShape:
-        """Sizes before and after the example in one row of an array."""
-        shape = segments.row_shape(_as_path(self.path), name)
-        if shape is None:
-            raise StoreError(f"{self.path} holds no {name}.")
-        return shape
-
     def _first_seen(self, name: str) -> NDArray[Any]:
         """A value that the batches carried, from the first pass in which each example was seen."""
         array, step = self.array(name), self.array("step")
-        _, trailing = self._row_shape(name)
+        _, trailing = self._reader.row_shape(name)
         out = np.full((self.n_examples, *trailing), schema.PASS_ARRAYS[name].fill, array.dtype)
         unknown = np.ones(len(out), bool)
-        for index in self._indices():
+        for index in self._reader.indices():
             now = unknown & (step[index] >= 0)
             out[now] = array[index, now]
             unknown &= ~now
         return out
-
-
-@dataclass(frozen=True)
-class _SealedPass:
-    """A sealed pass as its commit stood when it was read, and what was opened of it since.
-
-    ``commit`` is its file, ``None`` where it is not in a directory or too many files are open. ``n_examples`` is the
-    size of the split if it is fixed.
-    """
-
-    stamp: Hashable
-    commit: HeldFile | None
-    manifest: dict[str, Any]
-    n_examples: int | None
-    arrays: dict[str, SealedArray | None] = field(default_factory=dict)
-
-
-def _read_sealed(
-    array: SealedArray | None, spec: schema.ArraySpec, leading: tuple[int, ...], rows: Indices, out: NDArray[Any]
-) -> None:
-    """Rows, in increasing order, of one pass and layer; fill value where the array does not have them."""
-    within = _below(rows, 0 if array is None else array.n_rows)
-    if array is not None:
-        if isinstance(within, range):
-            array.read(leading, within, out[: len(within)])
-        else:
-            out[: len(within)] = array.take(leading, within)
-    out[len(within) :] = spec.fill
-
-
-def _rows_of(array: SealedArray, leading: tuple[int, ...], part: Any) -> Any:
-    """What NumPy indexing with ``part`` gives of the rows; ``None`` where it is more than a few kinds, or wrong."""
-    size = array.n_rows
-    if type(part) is int:
-        if not -size <= part < size:
-            return None
-        row = array.row(leading, part % size)
-        return row if row.shape else row[()]
-    if isinstance(part, slice):
-        rows = range(size)[part]
-        return array.read(leading, rows) if rows.step == 1 else None
-    if not isinstance(part, np.ndarray | list):
-        return None
-    numbers = np.asarray(part)
-    if numbers.ndim != 1 or not numbers.size:
-        return None
-    if numbers.dtype == bool:
-        return array.take(leading, np.flatnonzero(numbers)) if len(numbers) == size else None
-    if numbers.dtype.kind not in "iu" or numbers.min() < -size or numbers.max() >= size:
-        return None
-    numbers = numbers.astype(np.int64, copy=False)
-    return array.take(leading, numbers % size if numbers.min() < 0 else numbers)
-
-
-def _below(rows: Indices, size: int) -> Indices:
-    """Those of increasing row numbers that are smaller than ``size``, which come first; as a range if its step is 1."""
-    if isinstance(rows, range) and rows.step == 1:
-        return range(rows.start, max(min(rows.stop, size), rows.start))
-    numbers = np.asarray(rows, np.int64)
-    return numbers[: np.searchsorted(numbers, size)]
-
-
-def _as_path(node: schema.Node) -> Path:
-    """For functions that use no more of a path than every node has."""
-    return cast("Path", node)
 
 
 @dataclass(frozen=True)
@@ -747,7 +303,7 @@ class Evaluations(Mapping[str, Split]):
         return self._run._split(name)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in split_names(_as_path(self._run.path)) if name != "train")
+        return (name for name in split_names(as_path(self._run.path)) if name != "train")
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -795,7 +351,7 @@ class Run:
     @property
     def splits(self) -> dict[str, Split]:
         """All splits by name."""
-        return {name: self._split(name) for name in split_names(_as_path(self.path))}
+        return {name: self._split(name) for name in split_names(as_path(self.path))}
 
     def _split(self, name: str) -> Split:
         split = self._splits.get(name)
@@ -811,7 +367,7 @@ class Run:
     @property
     def missing_rows(self) -> int:
         """Rows that could not be recorded, over all processes and attempts."""
-        return sum(sum(attempt["missing_rows"].values()) for attempt in segments.attempts(_as_path(self.path)))
+        return sum(sum(attempt["missing_rows"].values()) for attempt in segments.attempts(as_path(self.path)))
 
     def tokens(self, ids: ArrayLike) -> list[str]:
         """Token ids as the tokens they stand for.
@@ -835,7 +391,7 @@ class Run:
             f"{self.path}: {model.get('class', 'unknown model')}, begun {attributes['t3vis']['created']}",
             *(split.summary() for split in self.splits.values()),
         ]
-        attempts = segments.attempts(_as_path(self.path))
+        attempts = segments.attempts(as_path(self.path))
         if len({attempt["attempt"] for attempt in attempts}) > 1:
             starts = [known["start_step"] for known in attempts if known["attempt"] and known["start_step"]]
             lines += [f"resumed from step {', '.join(map(str, starts))}"] if starts else []

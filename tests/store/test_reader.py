@@ -17,7 +17,8 @@ from hypothesis.extra import numpy as hnp
 
 from t3vis.errors import StoreError
 from t3vis.store.examples import Columns, ExamplesWriter
-from t3vis.store.reader import RunArray, open_run
+from t3vis.store.reader import open_run
+from t3vis.store.run_arrays import RunArray
 from t3vis.store.seal import remove_sealed_segments, seal_pass
 from t3vis.store.sealed import HeldShards
 from t3vis.store.storage import HeldFile, file_stamp
@@ -373,7 +374,7 @@ def test_an_epoch_may_be_sealed_again_at_any_look_at_its_commit(tmp_path, monkey
             return original(held)
 
         with monkeypatch.context() as patch:
-            patch.setattr("t3vis.store.reader.file_stamp", look)
+            patch.setattr("t3vis.store.passes.file_stamp", look)
             patch.setattr("t3vis.store.storage.file_stamp", look)
             patch.setattr(HeldFile, "is_current", is_current)
             found = logits[KEYS[key]]
