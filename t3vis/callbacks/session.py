@@ -35,7 +35,7 @@ from t3vis.callbacks.splits import (
     split_name,
     trained_objective,
 )
-from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS
+from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS, TOKEN_TASKS, Task, task_of_model
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema
 from t3vis.store.writer import create_run, join_run
@@ -95,6 +95,7 @@ class Session:
         self.trainer: Trainer = weakref.proxy(trainer)  # the Trainer holds the recorder: no circle of references
         self.path = path
         self._settings = settings
+        self.task: Task | None = settings.task or task_of_model(trainer.accelerator.unwrap_model(trainer.model))
         self._is_first_rank = trainer.args.process_index == 0
         self._training: OpenPass | None = None
         self._evaluation: OpenPass | None = None
@@ -209,8 +210,10 @@ class Session:
         text = self._settings.text
         if kind == "eval" and text not in ("auto", None):
             text = [column for column in text_columns(dataset, "auto") if column in (text or ())]
+        names = self.trainer.label_names
+        of_tokens = self.task in (*TOKEN_TASKS, "question_answering") or "start_positions" in names
         return {
-            "label_names": self.trainer.label_names,
+            "label_names": None if of_tokens else names,
             "text": text,
             "processor": getattr(self.trainer, "processing_class", None),
         }
@@ -356,6 +359,7 @@ class Session:
             outputs,
             hidden_states=self._settings.hidden_states,
             pooling=self._settings.pooling,
+            task=self.task,
             problem_type=getattr(getattr(self.trainer.model, "config", None), "problem_type", None),
         )
         rows = taken.rows
@@ -405,6 +409,8 @@ class Session:
             arrays["loss"] = {"loss": LOSS_NAME[taken.task], **trained_objective(self.trainer)}
         if taken.layers is not None:
             arrays["hidden_states"] = {"layers": taken.layers, "pooling": self._settings.pooling_name}
+        if taken.decoder_layers is not None:
+            arrays["decoder_hidden_states"] = {"layers": taken.decoder_layers, "pooling": self._settings.pooling_name}
         if gradients is not None and own is not None:
             smoothing = label_smoothing(self.trainer)
             loss = LOSS_NAME[taken.task] + (f", with label smoothing {smoothing:g}" if smoothing else "")
