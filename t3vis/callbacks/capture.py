@@ -44,6 +44,11 @@ class Captured:
     left_out: tuple[str, ...] = ()
     decoder_layers: list[int] | None = None
 
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of the examples."""
+        return np.asarray(self.rows["example"])
+
 
 def hidden_states_of(outputs: Mapping[str, Any]) -> Sequence[Tensor] | None:
     """Hidden states among a model's outputs; of an encoder-decoder those of the encoder."""
@@ -95,7 +100,7 @@ def captured(
     if hidden_states is not None and states:
         layers = chosen_layers(hidden_states, len(states))
         rows["hidden_states"] = _states(batch, [states[layer] for layer in layers], mask, pooling)
-        decoder_states = found.get("decoder_hidden_states") or ()
+        decoder_states: Sequence[Tensor] = found.get("decoder_hidden_states") or ()
         decoder_layers = [layer for layer in _numbers(hidden_states, len(decoder_states)) if layer is not None]
         if decoder_layers:
             mask = _decoder_mask(task, batch, decoder_states[0].shape[1])
@@ -198,8 +203,10 @@ def chosen_layers(layers: Layers, n_states: int) -> list[int]:
 
 def _numbers(layers: Layers, n_states: int) -> list[int | None]:
     """The hidden states that are named, ``None`` in place of one that the model does not have."""
-    wanted: Sequence[int] = [-1] if layers == "last" else layers if layers not in ("all", None) else range(n_states)
-    return [int(layer) % n_states if -n_states <= int(layer) < n_states else None for layer in wanted]
+    if layers == "all":
+        return list(range(n_states))
+    wanted = [-1] if layers == "last" else [int(layer) for layer in layers or ()]
+    return [layer % n_states if -n_states <= layer < n_states else None for layer in wanted]
 
 
 def pooled(states: Sequence[Tensor], mask: Tensor | None, pooling: Pooling, *, n_choices: int = 1) -> Tensor:
@@ -233,7 +240,9 @@ def pooled(states: Sequence[Tensor], mask: Tensor | None, pooling: Pooling, *, n
             f"pooled hidden states have the shapes {sorted(widths)}; record layers of one width: "
             "RecorderCallback(..., hidden_states=[...])."
         )
-    return torch.stack(vectors).unflatten(1, (-1, n_choices)).mean(2).clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
+    stacked = torch.stack(vectors)
+    means = stacked.view(len(vectors), n_rows // n_choices, n_choices, -1).mean(2)
+    return means.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
 
 
 def pool(state: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

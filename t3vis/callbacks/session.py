@@ -38,6 +38,7 @@ from t3vis.callbacks.splits import (
 from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS, TOKEN_TASKS, Task, task_of_model
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema
+from t3vis.store.ragged import Ragged
 from t3vis.store.writer import create_run, join_run
 
 logger = logging.getLogger(__name__)
@@ -364,7 +365,7 @@ class Session:
         )
         rows = taken.rows
         own = own_loss(taken.task, batch, outputs, label_smoothing(self.trainer)) if gradients is not None else None
-        check_ids(rows["example"], self._n_examples[split])
+        check_ids(taken.ids, self._n_examples[split])
         rows["step"] = np.full(len(batch.ids), self.trainer.state.global_step, np.int64)
         shapes = row_shapes(rows)
         if self.is_first(split):
@@ -462,7 +463,7 @@ class Session:
         }
 
 
-def row_shapes(rows: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+def row_shapes(rows: Mapping[str, NDArray[Any] | Ragged]) -> dict[str, tuple[int, ...]]:
     """Shape of one row of each array."""
     axes = {name: len(schema.PASS_ARRAYS[name].leading) for name in rows if name in schema.PASS_ARRAYS}
     return {name: rows[name].shape[:axis] + rows[name].shape[axis + 1 :] for name, axis in axes.items()}

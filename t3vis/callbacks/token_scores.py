@@ -49,7 +49,7 @@ def token_scores(logits: Tensor, rows: Tensor, columns: Tensor, gold: Tensor) ->
     (tensor([-1.4076]), tensor([2]), tensor([1]))
     """
     size = max(CHUNK_VALUES // logits.shape[2], 1)
-    chunks = zip(rows.split(size), columns.split(size), gold.split(size), strict=True)
+    chunks = zip(*(torch.split(each, size) for each in (rows, columns, gold)), strict=True)
     found = [_scores(logits[row, column].float(), wanted) for row, column, wanted in chunks]
     logprob, prediction, entropy, rank = (torch.cat(parts) for parts in zip(*found, strict=True))
     return TokenScores(logprob, prediction, entropy, rank)

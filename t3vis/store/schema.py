@@ -110,10 +110,10 @@ PASS_ARRAYS: dict[str, ArraySpec] = {
             "<f4",
             np.nan,
             "the task's own loss of this example, unreduced, from its logits and label: cross-entropy in nats for "
-            "single-label and multiple choice, mean binary cross-entropy in nats for multi-label, mean squared error for "
-            "regression, mean of the negative log-probabilities of start and end for question answering, mean negative "
-            "log-likelihood of the scored tokens for tasks of tokens (its exponential is the perplexity); NaN where the "
-            "example was not seen or has no label",
+            "single-label and multiple choice, mean binary cross-entropy in nats for multi-label, mean squared error "
+            "for regression, mean of the negative log-probabilities of start and end for question answering, mean "
+            "negative log-likelihood of the scored tokens for tasks of tokens (its exponential is the perplexity); NaN "
+            "where the example was not seen or has no label",
         ),
         ArraySpec(
             "n_tokens",

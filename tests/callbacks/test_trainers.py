@@ -146,10 +146,10 @@ def test_sft_trainer(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Pa
     rows, model = with_token_labels(tiny_rows(21)), language_model()
     sft(tmp_path, tokenizer, model, rows=rows, eval_strategy="epoch", **SFT[name]).train()
     run = open_run(tmp_path / "run.zarr")
-    assert run.train.arrays[:2] == ["loss", "hidden_states"]
+    assert run.train.arrays[:2] == ["loss", "n_tokens"]
     check_language(run, run.train, model, rows)
     check_language(run, run.evals["eval"], model, rows[:9])
-    assert run.train.attributes["task"] == "other"
+    assert run.train.attributes["task"] == "causal_lm"
 
 
 def test_packing_is_refused_by_name(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
