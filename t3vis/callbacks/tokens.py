@@ -35,7 +35,8 @@ class Scored:
 
     def sums(self, name: str, n_examples: int) -> NDArray[np.float64]:
         """Sum over the tokens of each example."""
-        return np.bincount(self.example, self.values[name].astype(np.float64), n_examples)
+        found: NDArray[np.float64] = np.bincount(self.example, self.values[name], n_examples)
+        return found
 
 
 def token_rows(task: Task, batch: Batch, outputs: Mapping[str, Any]) -> tuple[Rows, tuple[str, ...]]:

@@ -26,7 +26,6 @@ from t3vis.store.reader import Split
 from tests.callbacks.tiny import (
     LEARNING,
     N_CLASSES,
-    PAD,
     OwnModel,
     Rows,
     as_dataset,
@@ -307,9 +306,3 @@ def test_a_task_that_the_outputs_are_not_of_is_refused(tmp_path: Path) -> None:
     recorder = RecorderCallback(tmp_path / "run.zarr", task="token_classification")
     message = refusal(tiny_trainer(tmp_path / "out", recorder, model=OwnModel(), **LEARNING))
     assert "the task is token_classification, but the model returned logits of shape (4, 3)" in message
-
-
-def test_padding_is_what_it_says() -> None:
-    rows = [{"input_ids": [5], "attention_mask": [1], "labels": [1]}, {**tiny_rows(1)[0], "labels": [1, 2]}]
-    assert pad_with_labels(rows)["labels"].tolist() == [[1, -100], [1, 2]]
-    assert PAD == 0
