@@ -35,8 +35,7 @@ class Scored:
 
     def sums(self, name: str, n_examples: int) -> NDArray[np.float64]:
         """Sum over the tokens of each example."""
-        found: NDArray[np.float64] = np.bincount(self.example, self.values[name], n_examples)
-        return found
+        return np.asarray(np.bincount(self.example, self.values[name], n_examples), np.float64)
 
 
 def token_rows(task: Task, batch: Batch, outputs: Mapping[str, Any]) -> tuple[Rows, tuple[str, ...]]:

@@ -306,3 +306,37 @@ def test_a_task_that_the_outputs_are_not_of_is_refused(tmp_path: Path) -> None:
     recorder = RecorderCallback(tmp_path / "run.zarr", task="token_classification")
     message = refusal(tiny_trainer(tmp_path / "out", recorder, model=OwnModel(), **LEARNING))
     assert "the task is token_classification, but the model returned logits of shape (4, 3)" in message
+
+
+# With head gradients
+
+
+def test_heads_of_several_choices_and_of_answers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Gradients of choices are summed over the choices; those of answers are not known, and a warning says so."""
+    rows = [
+        {"input_ids": [[5, 6, 7], [8, 9, i + 9]], "attention_mask": [[1, 1, 1]] * 2, "labels": i % 2} for i in range(5)
+    ]
+
+    def collate(rows: Rows) -> dict[str, Tensor]:
+        return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+    model = tiny_model(auto=AutoModelForMultipleChoice)
+    run = recorded(
+        tmp_path, model=model, train=as_dataset(rows), options={"data_collator": collate}, recorder={"heads": True}
+    )
+    assert run.train.head_gradients.shape == (2, 2, 5, 2)
+    assert np.isfinite(run.train.head_gradients[:]).all()
+    answers = [
+        {"input_ids": [5, 6, i + 7], "attention_mask": [1] * 3, "start_positions": 1, "end_positions": 2}
+        for i in range(5)
+    ]
+    model = tiny_model(auto=AutoModelForQuestionAnswering, num_labels=2)
+    run = recorded(
+        tmp_path / "answers",
+        model=model,
+        train=as_dataset(answers),
+        options={"data_collator": collate},
+        recorder={"heads": True},
+    )
+    assert "head_gradients" not in run.train.arrays
+    assert "not recorded of train: head gradients" in caplog.text
