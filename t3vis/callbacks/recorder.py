@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, has_length
 
@@ -28,6 +29,7 @@ from t3vis.callbacks.hooks import Capture, called_module
 from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
+from t3vis.callbacks.tasks import NamedTask
 from t3vis.callbacks.trainers import check_trainer, pairs_examples, shifts_labels
 from t3vis.errors import ConfigurationError, RecordingError
 from t3vis.store.codecs import Compression
@@ -35,6 +37,7 @@ from t3vis.store.durable import Durability
 from t3vis.store.options import StorageOptions
 
 _DATASET = "_t3vis_dataset"  # on an evaluation loader: the dataset as the user gave it
+SPAN_NAMES = ("start_positions", "end_positions")  # as transformers calls the labels of extracted answers
 
 
 class RecorderCallback(TrainerCallback):
@@ -59,6 +62,11 @@ class RecorderCallback(TrainerCallback):
         Whether to keep, of every training pass, the gate gradient of each attention head for each example: the
         gradient of the example's loss with respect to a factor in front of what the head hands on. It is read in the
         backward pass of the training itself. Not for compiled models.
+    task
+        What the model is trained for, which decides what is recorded of its outputs: ``"single_label"``,
+        ``"multi_label"``, ``"regression"``, ``"multiple_choice"``, ``"question_answering"``,
+        ``"token_classification"``, ``"masked_lm"``, ``"causal_lm"`` or ``"seq2seq_lm"``. ``None`` chooses by the
+        model's class, its config and the labels; name it for a model that is not one of transformers'.
     text
         Which text columns of the dataset to keep in the store: ``"auto"`` for all, their names, or ``None``.
     id_column
@@ -98,6 +106,7 @@ class RecorderCallback(TrainerCallback):
         hidden_states: Layers = "all",
         pooling: Pooling = "mean",
         heads: bool = False,
+        task: NamedTask | None = None,
         text: TextColumns = "auto",
         id_column: str | None = None,
         on_error: Literal["warn", "raise"] = "warn",
@@ -111,7 +120,7 @@ class RecorderCallback(TrainerCallback):
         self._first_path = self.path
         storage = StorageOptions(compression, durability, keep_epochs)
         self._settings = Settings(
-            hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage, heads=heads
+            hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage, heads, task
         )
         self._attachment: Attachment | None = None
         self._capture: Capture | None = None
@@ -303,7 +312,7 @@ class RecorderCallback(TrainerCallback):
             yield
             return
         try:
-            batch = self._batch(ids, inputs, training=training)
+            batch = self._batch(session, ids, inputs, training=training)
             if training and batch.labels is None and not batch.paired and session.is_first(opened.split):
                 names = " or ".join(dict.fromkeys((*self._trainer.label_names, "labels")))
                 raise ConfigurationError(
@@ -329,9 +338,10 @@ class RecorderCallback(TrainerCallback):
             self._abandon(session)
             raise
 
-    def _batch(self, ids: Any, inputs: Any, *, training: bool) -> Batch:
-        trainer = self._trainer
+    def _batch(self, session: Session, ids: Any, inputs: Any, *, training: bool) -> Batch:
+        trainer, task = self._trainer, session.task
         names = dict.fromkeys((*trainer.label_names, "labels"))
+        has_spans = all(name in inputs for name in SPAN_NAMES)
         return Batch(
             ids,
             next((inputs[name] for name in names if name in inputs), None),
@@ -340,7 +350,9 @@ class RecorderCallback(TrainerCallback):
             training,
             position_ids=inputs.get("position_ids"),
             paired=pairs_examples(trainer),
-            shifted=shifts_labels(trainer),
+            shifted=shifts_labels(trainer, task),
+            spans=torch.stack([inputs[name] for name in SPAN_NAMES], 1) if has_spans else None,
+            decoder_mask=inputs.get("decoder_attention_mask"),
         )
 
     # What is open

@@ -35,9 +35,10 @@ from t3vis.callbacks.splits import (
     split_name,
     trained_objective,
 )
-from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS
+from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS, TOKEN_TASKS, Task, task_of_model
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema
+from t3vis.store.ragged import Ragged
 from t3vis.store.writer import create_run, join_run
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class Session:
         self.trainer: Trainer = weakref.proxy(trainer)  # the Trainer holds the recorder: no circle of references
         self.path = path
         self._settings = settings
+        self.task: Task | None = settings.task or task_of_model(trainer.accelerator.unwrap_model(trainer.model))
         self._is_first_rank = trainer.args.process_index == 0
         self._training: OpenPass | None = None
         self._evaluation: OpenPass | None = None
@@ -209,8 +211,10 @@ class Session:
         text = self._settings.text
         if kind == "eval" and text not in ("auto", None):
             text = [column for column in text_columns(dataset, "auto") if column in (text or ())]
+        names = self.trainer.label_names
+        of_tokens = self.task in (*TOKEN_TASKS, "question_answering") or "start_positions" in names
         return {
-            "label_names": self.trainer.label_names,
+            "label_names": None if of_tokens else names,
             "text": text,
             "processor": getattr(self.trainer, "processing_class", None),
         }
@@ -356,11 +360,12 @@ class Session:
             outputs,
             hidden_states=self._settings.hidden_states,
             pooling=self._settings.pooling,
+            task=self.task,
             problem_type=getattr(getattr(self.trainer.model, "config", None), "problem_type", None),
         )
         rows = taken.rows
         own = own_loss(taken.task, batch, outputs, label_smoothing(self.trainer)) if gradients is not None else None
-        check_ids(rows["example"], self._n_examples[split])
+        check_ids(taken.ids, self._n_examples[split])
         rows["step"] = np.full(len(batch.ids), self.trainer.state.global_step, np.int64)
         shapes = row_shapes(rows)
         if self.is_first(split):
@@ -405,6 +410,8 @@ class Session:
             arrays["loss"] = {"loss": LOSS_NAME[taken.task], **trained_objective(self.trainer)}
         if taken.layers is not None:
             arrays["hidden_states"] = {"layers": taken.layers, "pooling": self._settings.pooling_name}
+        if taken.decoder_layers is not None:
+            arrays["decoder_hidden_states"] = {"layers": taken.decoder_layers, "pooling": self._settings.pooling_name}
         if gradients is not None and own is not None:
             smoothing = label_smoothing(self.trainer)
             loss = LOSS_NAME[taken.task] + (f", with label smoothing {smoothing:g}" if smoothing else "")
@@ -456,7 +463,7 @@ class Session:
         }
 
 
-def row_shapes(rows: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+def row_shapes(rows: Mapping[str, NDArray[Any] | Ragged]) -> dict[str, tuple[int, ...]]:
     """Shape of one row of each array."""
     axes = {name: len(schema.PASS_ARRAYS[name].leading) for name in rows if name in schema.PASS_ARRAYS}
     return {name: rows[name].shape[:axis] + rows[name].shape[axis + 1 :] for name, axis in axes.items()}
