@@ -189,7 +189,7 @@ class Session:
             ) from error
         self._n_examples["train"] = size_of(dataset)
 
-    def _enter(self, name: str, kind: schema.SplitKind, dataset: Any) -> str:
+    def _enter(self, name: str, kind: schema.SplitKind, dataset: Any, of_split: Mapping[str, Any] = {}) -> str:
         """Enter a split on the first process; a dataset other than the one of that name gets a name of its own."""
         write_vocabulary(self.path, getattr(self.trainer, "processing_class", None))
         reading = self._reading(dataset, kind)
@@ -201,7 +201,7 @@ class Session:
             name = f"{name}-{fingerprint[:8]}"
             if not schema.node_exists(self.path / name):
                 write_examples(self.path / name, dataset, **reading)
-        self._writer.add_split(name, split_attributes(self.trainer, kind, dataset, fingerprint))
+        self._writer.add_split(name, {**split_attributes(self.trainer, kind, dataset, fingerprint), **of_split})
         return name
 
     def _reading(self, dataset: Any, kind: schema.SplitKind) -> dict[str, Any]:
@@ -236,23 +236,27 @@ class Session:
         self._training = None
 
     @contextmanager
-    def evaluation(self, prefix: str, dataset: Any) -> Iterator[None]:
-        """One evaluation, under the prefix that the Trainer gives its metrics."""
+    def evaluation(
+        self, prefix: str, dataset: Any, *, of_split: Mapping[str, Any] = {}, of_pass: Mapping[str, Any] = {}
+    ) -> Iterator[None]:
+        """One evaluation, under the prefix that the Trainer gives its metrics; what else is to be said of it."""
         before, self._evaluation = self._evaluation, OpenPass(split_name(prefix), None)
         with self._recording():
-            self._evaluation = self._begin_evaluation(prefix, dataset)
+            self._evaluation = self._begin_evaluation(prefix, dataset, of_split, of_pass)
         try:
             yield
         finally:
             self._end(self._evaluation)
             self._evaluation = before
 
-    def _begin_evaluation(self, prefix: str, dataset: Any) -> OpenPass:
+    def _begin_evaluation(
+        self, prefix: str, dataset: Any, of_split: Mapping[str, Any], of_pass: Mapping[str, Any]
+    ) -> OpenPass:
         key = prefix, id(dataset)
         if key not in self._evaluation_sets:
             taken = {name for name, _ in self._evaluation_sets.values()}
             wanted = split_name(prefix) if is_readable(dataset) else free_name(split_name(prefix), taken)
-            name = on_first_process(self.trainer, lambda: self._enter(wanted, "eval", dataset))
+            name = on_first_process(self.trainer, lambda: self._enter(wanted, "eval", dataset, of_split))
             self._evaluation_sets[key] = name, dataset
             self._n_examples[name] = size_of(dataset)
         name, _ = self._evaluation_sets[key]
@@ -261,7 +265,7 @@ class Session:
             wait_for_all(self.trainer)  # before another rank's first segment is there to be counted
         index = self._n_passes[name]
         state = self.trainer.state
-        self._writer.begin_pass(name, index, {"epoch": float(state.epoch or 0.0), "step": state.global_step})
+        self._writer.begin_pass(name, index, {"epoch": float(state.epoch or 0.0), "step": state.global_step, **of_pass})
         self._n_passes[name] += 1
         return OpenPass(name, index)
 
