@@ -29,7 +29,7 @@ from t3vis.callbacks.probes import SPLIT, Probe, ProbeAt, call_arguments, refusa
 from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
-from t3vis.callbacks.trainers import check_trainer, pairs_examples
+from t3vis.callbacks.trainers import check_trainer, checkpoint_of, pairs_examples
 from t3vis.errors import ConfigurationError, RecordingError
 from t3vis.store.codecs import Compression
 from t3vis.store.durable import Durability
@@ -228,7 +228,7 @@ class RecorderCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put everything on disk: what a checkpoint knows, the store knows."""
         if self._session is not None and self._training:
-            self._session.save_point()
+            self._session.save_point(checkpoint_of(self._trainer))
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -125,10 +125,10 @@ class Session:
         if self._is_first_rank and self._writer.attempt == 0 and not self._row_shapes:
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def save_point(self) -> None:
+    def save_point(self, checkpoint: Path | None) -> None:
         """Put every row taken so far on disk, and note that the model was saved at this step."""
         with self._recording():
-            self._writer.save_point(self.trainer.state.global_step)
+            self._writer.save_point(self.trainer.state.global_step, checkpoint)
 
     def flush(self) -> None:
         """Put every row taken so far on disk."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from transformers import Trainer, TrainerCallback
 
 from t3vis import ConfigurationError, RecorderCallback, RecordingError, open_run
@@ -272,13 +273,12 @@ def test_nothing_is_compiled_for_a_probe(how: str, tmp_path: Path) -> None:
     counts = []
     for recorder in (RecorderCallback(tmp_path / "plain.zarr"), RecorderCallback(tmp_path / "run.zarr", probe="train")):
         torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
+        counters.clear()
         model, compiled = tiny_model(), {"torch_compile": True, "torch_compile_backend": "eager"}
         if how == "by the user":
             model.compile(backend="eager")
             compiled = {}
         tiny_trainer(tmp_path / "out", recorder, model=model, train=as_dataset(tiny_rows(8)), **compiled).train()
-        counters = torch._dynamo.utils.counters
         counts.append({name: dict(counters[name]) for name in ("graph_break", "stats", "frames")})
     assert counts[0] == counts[1]
     assert counts[0]["stats"]["unique_graphs"]
@@ -336,5 +336,5 @@ def test_one_that_is_found_out_later_is_reported(tmp_path: Path, caplog: pytest.
     assert "t3vis could not record" in caplog.text
     assert [p.n_seen for p in run.epochs] == [41, 41]
     again = RecorderCallback(tmp_path / "again.zarr", on_error="raise", **settings)
-    with pytest.raises(RecordingError, match="KeyError|input_ids"):
+    with pytest.raises(RecordingError, match=r"failed: .input_ids."):
         tiny_trainer(tmp_path / "out", again).train()
