@@ -77,7 +77,7 @@ def undisturbed(trainer: Trainer) -> Iterator[nn.Module]:
     That is the mode of each module, the random numbers that will be drawn, what has been compiled, what autocast keeps,
     and which loaders accelerate knows. The model is called as it is, not through what spreads it over processes.
     """
-    model: nn.Module = trainer.model
+    model: Any = trainer.model
     modes = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -98,7 +98,7 @@ def undisturbed(trainer: Trainer) -> Iterator[nn.Module]:
 @contextmanager
 def _random_states_kept() -> Iterator[None]:
     python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the states that the training draws from
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(devices):
             yield
