@@ -1,6 +1,6 @@
 """Record what a Transformer does with every example while it is fine-tuned, and read it back.
 
-``RecorderCallback`` goes into a Trainer's callbacks, ``Recorder`` into a loop of one's own; ``open_run`` reads what they
+``RecorderCallback`` goes into a Trainer's callbacks, ``Recorder`` into a loop of one's own; ``open_run`` reads what was
 recorded, at any time.
 """
 

@@ -83,6 +83,7 @@ def undisturbed(trainer: Trainer) -> Iterator[nn.Module]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_random_states_kept())
         stack.enter_context(_loaders_kept(trainer.accelerator))
+        stack.enter_context(_casts_kept())
         if any(is_compiled_module(module) or module._compiled_call_impl is not None for module in modes):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         model.eval()
@@ -92,7 +93,6 @@ def undisturbed(trainer: Trainer) -> Iterator[nn.Module]:
             model.train(modes[model])  # a model of one's own may do more than to set the modes
             for module, mode in modes.items():
                 module.training = mode
-            torch.clear_autocast_cache()  # within an autocast of the user's: what was cast here has no gradient
 
 
 @contextmanager
@@ -105,6 +105,17 @@ def _random_states_kept() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+@contextmanager
+def _casts_kept() -> Iterator[None]:
+    """Within an autocast of the user's, which keeps casts of weights: one that was made here would have no gradient."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 @contextmanager

@@ -180,19 +180,23 @@ def test_micro_batches_of_one_optimizer_step(tmp_path: Path) -> None:
 
 
 def test_resumption_and_save_points(tmp_path: Path) -> None:
-    """The loop dies in its second epoch, and goes on from what it saved after eight steps."""
+    """The loop dies in mid-epoch, and goes on from what it saved after eight steps."""
     model, path, saved = tiny_model().train(), tmp_path / "run.zarr", tmp_path / "model.pt"
     recorder = Recorder(path, model, dataset=as_dataset(ROWS))
-    with pytest.raises(KeyboardInterrupt), recorder.epoch(0):
-        for number, (ids, batch) in enumerate(batches(ROWS)):
-            if number == 8:
-                torch.save(model.state_dict(), saved)
-                recorder.save_point(saved)
-            if number == 10:
-                raise KeyboardInterrupt
-            with recorder.step(ids):
-                model(**batch)
-    recorder.close()
+
+    def is_interrupted() -> None:
+        with recorder, recorder.epoch(0):
+            for number, (ids, batch) in enumerate(batches(ROWS)):
+                if number == 8:
+                    torch.save(model.state_dict(), saved)
+                    recorder.save_point(saved)
+                if number == 10:
+                    raise KeyboardInterrupt
+                with recorder.step(ids):
+                    model(**batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        is_interrupted()
     run = open_run(path)
     assert (run.train.visits[0] > 0).sum() == 40
     found = run.epochs[0].checkpoint
@@ -242,9 +246,9 @@ def test_ids_that_are_none(ids: Any, message: str, tmp_path: Path) -> None:
 
 def test_more_rows_than_ids(tmp_path: Path) -> None:
     recorder, model = begun(tmp_path)
-    with recorder.epoch(0):
-        with pytest.raises(ConfigurationError, match="4 rows of logits for 3 examples"), recorder.step([0, 1, 2]):
-            model(**pad(ROWS[:4]))
+    four_for_three = pytest.raises(ConfigurationError, match="4 rows of logits for 3 examples")
+    with recorder.epoch(0), four_for_three, recorder.step([0, 1, 2]):
+        model(**pad(ROWS[:4]))
     assert not recorder.path.exists()
 
 
@@ -312,9 +316,9 @@ def test_a_step_in_which_the_model_is_not_called(tmp_path: Path) -> None:
     with recorder.epoch(0):
         with recorder.step([0, 1, 2, 3]):
             model(**pad(ROWS[:4]))
-        with pytest.raises(RecordingError, match="the model was not called for a gradient"), recorder.step([4]):
-            with torch.no_grad():
-                model(**pad(ROWS[4:5]))
+        refused = pytest.raises(RecordingError, match="the model was not called for a gradient")
+        with refused, recorder.step([4]), torch.no_grad():
+            model(**pad(ROWS[4:5]))
     recorder.close()
     assert open_run(recorder.path).missing_rows == 1
 
