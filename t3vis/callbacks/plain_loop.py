@@ -272,6 +272,8 @@ class Recorder:
                 self._session.lose(batch, RecordingError(f"the model was not called{graph} within this step"))
         except ConfigurationError:
             self._session.abandon()
+            if self.path.exists():  # there was something before
+                self.close()
             self._is_closed = True
             raise
         finally:

@@ -215,9 +215,11 @@ def test_resumption_and_save_points(tmp_path: Path) -> None:
 # What is refused
 
 
-def begun(tmp_path: Path, **settings: Any) -> tuple[Recorder, Any]:
+@pytest.fixture
+def begun(tmp_path: Path) -> Iterator[tuple[Recorder, Any]]:
     model = tiny_model().train()
-    return Recorder(tmp_path / "run.zarr", model, dataset=as_dataset(ROWS), **settings), model
+    with Recorder(tmp_path / "run.zarr", model, dataset=as_dataset(ROWS), on_error="raise") as recorder:
+        yield recorder, model
 
 
 @pytest.mark.parametrize(
@@ -232,8 +234,8 @@ def begun(tmp_path: Path, **settings: Any) -> tuple[Recorder, Any]:
     ],
     ids=str,
 )
-def test_ids_that_are_none(ids: Any, message: str, tmp_path: Path) -> None:
-    recorder, model = begun(tmp_path)
+def test_ids_that_are_none(ids: Any, message: str, begun: tuple[Recorder, Any]) -> None:
+    recorder, model = begun
     with recorder.epoch(0):
         for good, batch in [*batches(ROWS)][:3]:  # also when all has gone well so far
             with recorder.step(good):
@@ -244,8 +246,8 @@ def test_ids_that_are_none(ids: Any, message: str, tmp_path: Path) -> None:
     assert open_run(recorder.path).epochs[0].n_seen == 12
 
 
-def test_more_rows_than_ids(tmp_path: Path) -> None:
-    recorder, model = begun(tmp_path)
+def test_more_rows_than_ids(begun: tuple[Recorder, Any]) -> None:
+    recorder, model = begun
     four_for_three = pytest.raises(ConfigurationError, match="4 rows of logits for 3 examples")
     with recorder.epoch(0), four_for_three, recorder.step([0, 1, 2]):
         model(**pad(ROWS[:4]))
@@ -297,22 +299,22 @@ def nested(first: Any, *others: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ORDERS)
-def test_calls_in_the_wrong_order(name: str, tmp_path: Path) -> None:
-    recorder, _ = begun(tmp_path)
+def test_calls_in_the_wrong_order(name: str, begun: tuple[Recorder, Any]) -> None:
+    recorder, _ = begun
     act, message = ORDERS[name]
     with pytest.raises(ConfigurationError, match=message):
         act(recorder)
 
 
-def test_a_model_in_eval_mode_is_not_trained(tmp_path: Path) -> None:
-    recorder, model = begun(tmp_path)
+def test_a_model_in_eval_mode_is_not_trained(begun: tuple[Recorder, Any]) -> None:
+    recorder, model = begun
     model.eval()
     with recorder.epoch(0), pytest.raises(ConfigurationError, match="eval mode in an epoch"), recorder.step([0]):
         pass
 
 
-def test_a_step_in_which_the_model_is_not_called(tmp_path: Path) -> None:
-    recorder, model = begun(tmp_path, on_error="raise")
+def test_a_step_in_which_the_model_is_not_called(begun: tuple[Recorder, Any]) -> None:
+    recorder, model = begun
     with recorder.epoch(0):
         with recorder.step([0, 1, 2, 3]):
             model(**pad(ROWS[:4]))
@@ -323,8 +325,8 @@ def test_a_step_in_which_the_model_is_not_called(tmp_path: Path) -> None:
     assert open_run(recorder.path).missing_rows == 1
 
 
-def test_training_without_labels(tmp_path: Path) -> None:
-    recorder, model = begun(tmp_path)
+def test_training_without_labels(begun: tuple[Recorder, Any]) -> None:
+    recorder, model = begun
     with recorder.epoch(0), pytest.raises(ConfigurationError, match="called without labels"), recorder.step([0]):
         logits_only(model, pad(ROWS[:1]))
 
