@@ -1,7 +1,13 @@
-"""The analyses of a run, computed from its store and kept there until what they were computed from changes."""
+"""The analyses of a run, computed from its store and kept there until what they were computed from changes.
+
+Every result is of one split, and so of one mode: dynamics recorded in training, with dropout, and in evaluations are
+different quantities, and nothing here mixes them. Each result says in its attributes which of the two it is of.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +17,20 @@ from tqdm import tqdm
 
 import t3vis
 from t3vis.analysis.data_map import DataMap, data_map
+from t3vis.analysis.difficulty import learning, loss_trajectories
+from t3vis.analysis.drift import cka, displacement, neighbourhood_change
+from t3vis.analysis.generalised import multi_label_map, regression_map
 from t3vis.analysis.label_quality import Suspects, suspected_errors
+from t3vis.analysis.nearest import Neighbours, nearest_neighbours, sample_of
+from t3vis.analysis.outliers import Outliers, knn_distance, mahalanobis, outliers
+from t3vis.analysis.separability import separability
+from t3vis.analysis.states import MeanDirection, StatesLike
 from t3vis.errors import AnalysisError
 from t3vis.store.reader import Run, Split
 from t3vis.store.results import Result, read_result, write_result
+
+MAX_REFERENCES = 20_000
+"""Neighbours are looked for among that many examples at most, drawn at random: the work is then linear in them."""
 
 MEANINGS = {
     "confidence": "mean gold-label probability over the passes in which the example was seen",
@@ -27,30 +43,71 @@ MEANINGS = {
     "score": "suspicion that the label is wrong, in [0, 1]; 1 is the most suspicious",
     "suggested_label": "the most probable other class; -1 where nothing is known",
     "suggested_prob": "mean probability of the suggested class",
+    "self_confidence": "mean probability of the given label; low is suspicious, as in the next four",
+    "normalized_margin": "mean probability of the given label minus the highest other one, brought to [0, 1]",
+    "confidence_weighted_entropy": "entropy of the mean probabilities over that of the given label, brought to [0, 1]",
     "aum": "area under the margin: mean of the gold logit minus the largest other logit",
+    "neighbour_agreement": "share of the nearest neighbours in hidden space that carry the given label",
+    "el2n": "mean length of the probabilities minus the one-hot label",
+    "first_learned": "first pass in which the gold label was predicted; -1 where there is none",
+    "flips": "how often the predicted class changed from one pass to the next",
+    "first_loss": "loss in the first pass in which the example was seen",
+    "last_loss": "loss in the last pass in which the example was seen",
+    "loss_slope": "change of the loss per pass, by least squares",
+    "outlier_score": "mean rank by the distances and the mean loss, in [0, 1]; 1 is the farthest out",
+    "knn_distance": "mean cosine distance to the nearest neighbours in hidden space",
+    "mahalanobis": "Mahalanobis distance to the nearest class mean",
+    "mahalanobis_own": "Mahalanobis distance to the mean of the own class",
+    "mean_loss": "mean loss over the passes in which the example was seen",
+    "displacement": "distance moved from the first to the last pass in the last layer, after the best rotation",
+    "neighbourhood_change": "share of the nearest neighbours in the last pass that were none in the first",
+    "cka": "linear CKA of each layer in the first pass (layer) with each layer in the last (other_layer)",
+    "knn_accuracy": "leave-one-out accuracy of the nearest neighbours by cosine",
+    "probe_accuracy": "cross-validated accuracy of a linear probe",
+    "silhouette": "mean silhouette of the classes",
+    "davies_bouldin": "Davies-Bouldin index of the classes; low is better",
+    "fisher_ratio": "scatter of the class means over the scatter within the classes",
+    "mean_cosine": "mean cosine between two centred class means",
+    "n_queries": "examples that the k-NN accuracy was taken over",
+}
+
+
+_MAPS: dict[str, Callable[..., DataMap]] = {
+    "single_label": data_map,
+    "multi_label": multi_label_map,
+    "regression": regression_map,
 }
 
 
 def analyzed_data_map(run: Run, split: Split, *, burn_in: int = 0, burn_out: int | None = None) -> DataMap:
     """The data map of a split, from the store if it is there and current, else computed and written.
 
+    What it is of for several labels or numbers is said in `t3vis.analysis.generalised`.
+
     Raises
     ------
     AnalysisError
-        If nothing was recorded, or the split's task has no gold class.
+        If nothing was recorded, or of a task of another kind.
     """
     parameters = {"burn_in": burn_in, "burn_out": burn_out}
     known = _current(run, split, "data_map", parameters)
     if known is not None:
         return DataMap(n_epochs=known.attributes["n_epochs"], **known.columns)
-    logits, labels = _logits_and_labels(split)
-    computed = data_map(_Reported(logits, f"data map of {split.name}"), labels, burn_in=burn_in, burn_out=burn_out)
+    logits = _Reported(_recorded(split, "logits"), f"data map of {split.name}")
+    task = split.attributes["task"]
+    if task not in _MAPS:
+        raise AnalysisError(
+            f"{split.path} is a {task.replace('_', ' ')} task; data maps are drawn of {', '.join(_MAPS)} tasks."
+        )
+    computed = _MAPS[task](logits, split.labels, burn_in=burn_in, burn_out=burn_out)
     _keep(run, split, "data_map", computed.as_columns(), parameters, n_epochs=computed.n_epochs)
     return computed
 
 
 def analyzed_suspects(run: Run, split: Split) -> Suspects:
     """Suspicion of every label of a split, from the store if it is there and current, else computed and written.
+
+    Where hidden states were recorded, the neighbours by their mean direction in the last layer are asked too.
 
     Raises
     ------
@@ -61,9 +118,151 @@ def analyzed_suspects(run: Run, split: Split) -> Suspects:
     if known is not None:
         return Suspects(**known.columns)
     logits, labels = _logits_and_labels(split)
-    computed = suspected_errors(_Reported(logits, f"label quality of {split.name}"), labels)
+    neighbours = None
+    if "hidden_states" in split.arrays:
+        passes = [Layer(split, record.index, -1) for record in split.passes]
+        neighbours = _neighbours(MeanDirection(passes), k=10)
+    computed = suspected_errors(_Reported(logits, f"label quality of {split.name}"), labels, neighbours=neighbours)
     _keep(run, split, "label_quality", computed.as_columns(), {})
     return computed
+
+
+def analyzed_difficulty(run: Run, split: Split) -> dict[str, NDArray[Any]]:
+    """When each example was learned, how hard it was and what its loss did; columns of shape (n_examples,) by name.
+
+    Raises
+    ------
+    AnalysisError
+        If no logits and labels of a task with a gold class were recorded.
+    """
+    known = _current(run, split, "difficulty", {})
+    if known is not None:
+        return known.columns
+    logits, labels = _logits_and_labels(split)
+    columns = learning(_Reported(logits, f"difficulty of {split.name}"), labels).as_columns()
+    if "loss" in split.arrays:
+        of_loss = loss_trajectories(split.loss[:]).as_columns()
+        columns |= {f"{name}_loss" if name != "slope" else "loss_slope": values for name, values in of_loss.items()}
+    _keep(run, split, "difficulty", columns, {})
+    return columns
+
+
+@dataclass(frozen=True, eq=False)
+class LayerFigures:
+    """Separability of every layer in every pass; each figure has shape (n_passes, n_layers)."""
+
+    figures: dict[str, NDArray[np.float64]]
+    passes: list[int]
+    layers: list[int]
+    """Numbers of the hidden states; 0 is the output of the embeddings."""
+
+
+def analyzed_separability(run: Run, split: Split) -> LayerFigures:
+    """How well each layer tells the classes apart, pass by pass.
+
+    Raises
+    ------
+    AnalysisError
+        If no hidden states were recorded, or the split's task has no gold class.
+    """
+    indices = [record.index for record in split.passes]
+    parameters = {"max_queries": 2_000, "max_references": 20_000}
+    known = _current(run, split, "separability", parameters)
+    if known is not None:
+        return LayerFigures(known.columns, known.attributes["passes_shown"], known.attributes["layers"])
+    _recorded(split, "hidden_states")
+    labels = _classes(split)
+    cells = [(index, number) for index in indices for number in range(len(split.layers))]
+    rows = [
+        separability(Layer(split, index, number), labels, **parameters).as_row()
+        for index, number in tqdm(cells, desc=f"separability of {split.name}", unit=" layers", delay=1, leave=False)
+    ]
+    shape = len(indices), len(split.layers)
+    figures = {name: np.array([row[name] for row in rows], dtype=np.float64).reshape(shape) for name in rows[0]}
+    more = {"passes_shown": indices, "layers": split.layers}
+    _keep(run, split, "separability", figures, parameters, dims=("pass", "layer"), **more)
+    return LayerFigures(figures, indices, split.layers)
+
+
+def analyzed_outliers(run: Run, split: Split) -> Outliers:
+    """Outliers in the last layer of the last pass, and by loss.
+
+    Raises
+    ------
+    AnalysisError
+        If no hidden states were recorded, or the split's task has no gold class.
+    """
+    known = _current(run, split, "outliers", {})
+    if known is not None:
+        columns = dict(known.columns)
+        return Outliers(score=columns.pop("outlier_score"), **columns)
+    _recorded(split, "hidden_states")
+    labels = _classes(split)
+    last = Layer(split, split.passes[-1].index, -1)
+    has_loss = "loss" in split.arrays
+    computed = outliers(
+        knn_distance(_neighbours(last)),
+        *mahalanobis(last, labels),
+        loss_trajectories(split.loss[:]).mean if has_loss else np.full(len(labels), np.nan),
+    )
+    columns = computed.as_columns()
+    _keep(run, split, "outliers", {"outlier_score": columns.pop("score"), **columns}, {})
+    return computed
+
+
+@dataclass(frozen=True, eq=False)
+class Drift:
+    """How the model changed from the first pass to the last."""
+
+    cka: NDArray[np.float64]
+    """Shape (n_layers, n_layers): each layer in the first pass with each in the last."""
+    displacement: NDArray[np.float64]
+    """Shape (n_examples,), of the last layer."""
+    neighbourhood_change: NDArray[np.float64]
+    """Shape (n_examples,), of the last layer."""
+    passes: tuple[int, int]
+    layers: list[int]
+
+
+def analyzed_drift(run: Run, split: Split) -> Drift:
+    """CKA, displacement and change of neighbours from the first pass to the last.
+
+    Raises
+    ------
+    AnalysisError
+        If no hidden states were recorded, or of a single pass only.
+    """
+    _recorded(split, "hidden_states")
+    if len(split.passes) < 2:
+        raise AnalysisError(f"{split.path} holds a single pass; change needs two.")
+    ends = split.passes[0].index, split.passes[-1].index
+    known, of_layers = _current(run, split, "drift", {}), _current(run, split, "layer_drift", {})
+    if known is not None and of_layers is not None:
+        return Drift(of_layers.columns["cka"], **known.columns, passes=ends, layers=split.layers)
+    before, after = ([Layer(split, index, number) for number in range(len(split.layers))] for index in ends)
+    columns = {
+        "displacement": displacement(before[-1], after[-1]).distance,
+        "neighbourhood_change": neighbourhood_change(_neighbours(before[-1]), _neighbours(after[-1])),
+    }
+    between = cka(before, after)
+    _keep(run, split, "drift", columns, {})
+    _keep(run, split, "layer_drift", {"cka": between}, {}, dims=("layer", "other_layer"), layers=split.layers)
+    return Drift(between, **columns, passes=ends, layers=split.layers)
+
+
+class Layer:
+    """Hidden states of one pass and layer, read from the store when they are asked for."""
+
+    def __init__(self, split: Split, index: int, number: int) -> None:
+        self._states = split.hidden_states
+        self._index = index
+        self._number = number % len(split.layers)
+        self.shape = self._states.shape[2:]
+        """Examples and hidden size."""
+
+    def __getitem__(self, key: slice | NDArray[np.int64]) -> NDArray[Any]:
+        found: NDArray[Any] = self._states[self._index, self._number, key]
+        return found
 
 
 def split_of(run: Run, name: str) -> Split:
@@ -99,16 +298,36 @@ class _Reported:
         return found
 
 
-def _logits_and_labels(split: Split) -> tuple[Any, NDArray[np.int64]]:
-    task = split.attributes.get("task")
-    if task is None:
+def _neighbours(states: StatesLike, *, k: int = 15) -> Neighbours:
+    """The nearest neighbours of all examples, among a sample of them where they are many."""
+    return nearest_neighbours(states, k=k, references=sample_of(states.shape[0], MAX_REFERENCES))
+
+
+def _recorded(split: Split, name: str) -> Any:
+    """An array of a split of which something was recorded."""
+    if split.attributes.get("task") is None or not split.passes:
         raise AnalysisError(f"nothing was recorded of {split.path} yet; train, or evaluate, with the recorder first.")
+    if name not in split.arrays:
+        raise AnalysisError(
+            f"{split.path} holds no {name.replace('_', ' ')}, which this analysis needs; record them with the next run."
+        )
+    return split.array(name)
+
+
+def _logits_and_labels(split: Split) -> tuple[Any, NDArray[np.int64]]:
+    return _recorded(split, "logits"), _classes(split)
+
+
+def _classes(split: Split) -> NDArray[np.int64]:
+    """The gold classes of a task that has one for each example."""
+    task = split.attributes["task"]
     if task != "single_label":
         raise AnalysisError(
-            f"{split.path} is a {task.replace('_', ' ')} task; expected single-label classification, which the data "
-            "map and the label quality of this version are defined on."
+            f"{split.path} is a {task.replace('_', ' ')} task; expected single-label classification, which this "
+            "analysis is defined on."
         )
-    return split.logits, split.labels
+    labels: NDArray[np.int64] = split.labels
+    return labels
 
 
 def _provenance(split: Split, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -133,9 +352,16 @@ def _current(run: Run, split: Split, name: str, parameters: dict[str, Any]) -> R
 
 
 def _keep(
-    run: Run, split: Split, name: str, columns: dict[str, NDArray[Any]], parameters: dict[str, Any], **more: Any
+    run: Run,
+    split: Split,
+    name: str,
+    columns: dict[str, NDArray[Any]],
+    parameters: dict[str, Any],
+    *,
+    dims: tuple[str, ...] = ("example",),
+    **more: Any,
 ) -> None:
     if not isinstance(run.path, Path):
         return  # a copy at a URL is read only
     attributes = {**_provenance(split, parameters), **more}
-    write_result(run.path, split.name, name, columns, meanings=MEANINGS, attributes=attributes)
+    write_result(run.path, split.name, name, columns, meanings=MEANINGS, attributes=attributes, dims=dims)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import t3vis
-from t3vis.analyze import analyzed_data_map, analyzed_suspects, split_of
-from t3vis.errors import ConfigurationError, StoreError, T3VisError
+from t3vis.analysis.selection import dropped, select
+from t3vis.analyze import analyzed_data_map, analyzed_drift, analyzed_separability, analyzed_suspects, split_of
+from t3vis.errors import AnalysisError, ConfigurationError, StoreError, T3VisError
+from t3vis.findings import RANKINGS, STRATEGIES, class_rows, findings, label_text, ranked_rows
 from t3vis.store.compact import compact
 from t3vis.store.integrity import Progress
 from t3vis.store.push import push
@@ -25,6 +28,7 @@ from t3vis.store.reader import Split, open_run
 from t3vis.store.repair import repair
 from t3vis.store.verify import verify
 
+COLORS = ("label", "neighbour_recall", "trustworthiness", "continuity", "neighbour_overlap")
 SUSPECT_COLUMNS = ("rank", "example", "score", "label", "suggested", "confidence", "variability", "correctness", "text")
 
 
@@ -76,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         commands,
         "analyze",
         _analyze,
-        "compute data map and label quality, and keep them in the run",
+        "compute data map, label quality, layers, outliers and drift, and keep them in the run",
         "t3vis analyze runs/demo.zarr --burn-in 1",
     )
     _run_and_split(analyze)
@@ -94,10 +98,69 @@ def parser() -> argparse.ArgumentParser:
     suspects.add_argument("--top", type=int, default=20, metavar="N", help="how many (%(default)s)")
     suspects.add_argument("--csv", type=Path, metavar="FILE", help="write them, with their whole texts, to FILE")
 
-    plot = _command(commands, "plot", _plot, "draw the data map", "t3vis plot runs/demo.zarr --output data_map.png")
+    rank = _command(
+        commands,
+        "rank",
+        _rank,
+        "examples by how far out they lie, how much they moved, when they were learned, ...",
+        "t3vis rank runs/demo.zarr --by outlier --top 10",
+    )
+    _run_and_split(rank)
+    rank.add_argument("--by", choices=list(RANKINGS), default="outlier", help="what comes first (%(default)s)")
+    rank.add_argument("--top", type=int, default=20, metavar="N", help="how many (%(default)s)")
+
+    classes = _command(
+        commands,
+        "classes",
+        _classes,
+        "training dynamics of each class, the hardest first",
+        "t3vis classes runs/demo.zarr",
+    )
+    _run_and_split(classes)
+
+    select_ = _command(
+        commands,
+        "select",
+        _select,
+        "write the ids of a share of the examples, to train on or to leave out",
+        "t3vis select runs/demo.zarr --strategy ambiguous --fraction 0.33 --output ambiguous.txt",
+    )
+    _run_and_split(select_)
+    select_.add_argument("--strategy", choices=STRATEGIES, default="ambiguous", help="what comes first (%(default)s)")
+    select_.add_argument("--fraction", type=float, default=0.33, metavar="SHARE", help="how many (%(default)s)")
+    select_.add_argument("--balanced", action="store_true", help="take that share of each class")
+    select_.add_argument("--drop", action="store_true", help="write the ids of all other examples instead")
+    select_.add_argument("--seed", type=int, default=0, help="of the random strategy, and among equal examples")
+    select_.add_argument("--output", type=Path, required=True, metavar="FILE", help="where the ids go")
+
+    plot = _command(
+        commands,
+        "plot",
+        _plot,
+        "draw the data map, or the layers, or the classes",
+        "t3vis plot runs/demo.zarr --output data_map.png",
+    )
     _run_and_split(plot)
+    plot.add_argument(
+        "--what", choices=["data-map", "layers", "drift", "classes"], default="data-map", help="what (%(default)s)"
+    )
     plot.add_argument("--output", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: beside the run)")
     plot.add_argument("--suspects", type=int, default=0, metavar="N", help="ring the N most suspicious examples")
+
+    project = _command(
+        commands,
+        "project",
+        _project,
+        "map the hidden states of one layer in one epoch, and say how far to trust the map",
+        "t3vis project runs/demo.zarr --epoch 0 --layer 2",
+    )
+    _run_and_split(project)
+    project.add_argument("--epoch", type=int, default=-1, metavar="E", help="epoch, or number of the evaluation (last)")
+    project.add_argument("--layer", type=int, metavar="L", help="which hidden states, 0 of the embeddings (last)")
+    project.add_argument("--method", choices=["tsne", "pca", "umap"], default="tsne", help="(%(default)s)")
+    project.add_argument("--color", choices=COLORS, default="label", help="what colours the examples (%(default)s)")
+    project.add_argument("--seed", type=int, default=0, help="of all that is left to chance (%(default)s)")
+    project.add_argument("--output", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: beside the run)")
 
     verify_ = _command(
         commands,
@@ -149,10 +212,12 @@ def parser() -> argparse.ArgumentParser:
         "push",
         _push,
         "copy what is sealed of a run to a URL or directory; repeated, it copies what is new",
-        "t3vis push runs/demo.zarr s3://bucket/demo.zarr",
+        "t3vis push runs/demo.zarr copies/demo.zarr",
     )
     push_.add_argument("run", type=Path, metavar="RUN", help="path of the run; it may still be training")
-    push_.add_argument("url", metavar="URL", help="anything that fsspec can write to, or a directory")
+    push_.add_argument(
+        "url", metavar="URL", help="such as s3://bucket/demo.zarr, anything that fsspec can write to, or a directory"
+    )
     return root
 
 
@@ -243,33 +308,46 @@ def _info(options: argparse.Namespace) -> None:
 def _analyze(options: argparse.Namespace) -> None:
     run = open_run(options.run)
     split = split_of(run, options.split)
-    mapped = analyzed_data_map(run, split, burn_in=options.burn_in, burn_out=options.burn_out)
-    suspects = analyzed_suspects(run, split)
-    print(
-        f"{split.name}: {mapped.n_examples:,} examples over {mapped.n_epochs} passes ({split.attributes['mode']} mode)"
-    )
-    for name in ("confidence", "variability", "correctness"):
-        values = mapped.as_columns()[name]
-        known = values[~np.isnan(values)]
-        if len(known):
-            low, middle, high = np.quantile(known, [0.1, 0.5, 0.9])
-            print(f"  {name:<12} median {middle:.3f}, 80 % of examples in {low:.3f} to {high:.3f}")
-    print(
-        f"  never learned: {int(mapped.never_learned.sum()):,}; forgotten at least once: "
-        f"{int((mapped.forgetting_events > 0).sum()):,}"
-    )
-    if mapped.n_never_seen or mapped.n_partly_seen:
-        print(f"  never seen: {mapped.n_never_seen:,}; seen in some passes only: {mapped.n_partly_seen:,}")
-    print(f"  labels with a score above 0.5: {int((suspects.score > 0.5).sum()):,} (t3vis suspects {options.run})")
+    for line in findings(run, split, burn_in=options.burn_in, burn_out=options.burn_out):
+        print(line)
     if isinstance(run.path, Path):
         print(f"written to {run.path / 'analysis' / split.name}")
+
+
+def _rank(options: argparse.Namespace) -> None:
+    run = open_run(options.run)
+    _check_top(options.top)
+    rows = ranked_rows(run, split_of(run, options.split), options.by, options.top)
+    print(table(rows, shutil.get_terminal_size((120, 24)).columns))
+
+
+def _classes(options: argparse.Namespace) -> None:
+    run = open_run(options.run)
+    print(table(class_rows(run, split_of(run, options.split)), shutil.get_terminal_size((120, 24)).columns))
+
+
+def _select(options: argparse.Namespace) -> None:
+    run = open_run(options.run)
+    split = split_of(run, options.split)
+    mapped = analyzed_data_map(run, split)
+    labels = split.labels if options.balanced else None
+    ids = select(mapped, options.strategy, fraction=options.fraction, labels=labels, seed=options.seed)
+    if options.drop:
+        ids = dropped(mapped.n_examples, ids)
+    with _opened(options.output) as file:
+        file.write("".join(f"{example}\n" for example in ids.tolist()))
+    print(f"{len(ids):,} of {mapped.n_examples:,} example ids written to {options.output}, one in a line")
+
+
+def _check_top(top: int) -> None:
+    if top < 1:
+        raise ConfigurationError(f"--top {top}: expected a number of examples, at least 1.")
 
 
 def _suspects(options: argparse.Namespace) -> None:
     run = open_run(options.run)
     split = split_of(run, options.split)
-    if options.top < 1:
-        raise ConfigurationError(f"--top {options.top}: expected a number of examples, at least 1.")
+    _check_top(options.top)
     rows = suspect_rows(run, split, options.top)
     if options.csv is not None:
         with _opened(options.csv) as file:
@@ -285,18 +363,15 @@ def suspect_rows(run: t3vis.Run, split: Split, n_rows: int) -> list[dict[str, st
     suspects, mapped = analyzed_suspects(run, split), analyzed_data_map(run, split)
     ranking = suspects.ranking()
     ranking = ranking[~np.isnan(suspects.score[ranking])][:n_rows]
-    labels, names, texts = split.labels, split.class_names, list(split.text.values())
-
-    def class_name(label: int) -> str:
-        return names[label] if names is not None and 0 <= label < len(names) else str(label)
+    labels, texts = split.labels, list(split.text.values())
 
     return [
         {
             "rank": str(rank + 1),
             "example": str(example),
             "score": f"{suspects.score[example]:.3f}",
-            "label": class_name(int(labels[example])),
-            "suggested": class_name(int(suspects.suggested_label[example])),
+            "label": label_text(split, labels[example]),
+            "suggested": label_text(split, suspects.suggested_label[example]),
             "confidence": f"{mapped.confidence[example]:.3f}",
             "variability": f"{mapped.variability[example]:.3f}",
             "correctness": f"{mapped.correctness[example]:.2f}",
@@ -323,24 +398,95 @@ def table(rows: Sequence[dict[str, str]], width: int) -> str:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from t3vis.plots import plot_data_map, write_figure  # matplotlib is an extra
+    from t3vis.plots import write_figure  # matplotlib is an extra
 
     run = open_run(options.run)
     split = split_of(run, options.split)
+    figure = _figure(run, split, options)
+    beside = run.path.parent if isinstance(run.path, Path) else Path()
+    output = options.output or beside / f"{Path(options.run).stem}-{split.name}-{options.what}.png"
+    write_figure(figure, output)
+    print(f"{options.what.replace('-', ' ')} written to {output}")
+
+
+def _figure(run: t3vis.Run, split: Split, options: argparse.Namespace) -> Any:
+    from t3vis.plots import plot_data_map
+    from t3vis.plots_layers import plot_cka, plot_classes, plot_layers
+
+    title = f"{Path(options.run).stem}: {split.name}"
+    if options.what == "layers":
+        found = analyzed_separability(run, split)
+        return plot_layers(found.figures["probe_accuracy"], passes=found.passes, layers=found.layers, title=title)
+    if options.what == "drift":
+        drift = analyzed_drift(run, split)
+        return plot_cka(drift.cka, passes=drift.passes, layers=drift.layers, title=title)
     mapped = analyzed_data_map(run, split)
+    if options.what == "classes":
+        labels = split.labels
+        if labels.ndim != 1:
+            raise AnalysisError(f"{split.path} has no classes but several labels or numbers for each example.")
+        return plot_classes(mapped.confidence, labels, class_names=split.class_names, title=title)
     highlight = None
     if options.suspects > 0:
         highlight = analyzed_suspects(run, split).ranking()[: options.suspects]
-    figure = plot_data_map(
-        mapped,
-        title=f"{Path(options.run).stem}: {split.name}",
-        highlight=highlight,
-        highlight_label=f"{options.suspects} most suspicious labels",
+    return plot_data_map(
+        mapped, title=title, highlight=highlight, highlight_label=f"{options.suspects} most suspicious labels"
+    )
+
+
+def _project(options: argparse.Namespace) -> None:
+    from t3vis.analyze_projection import analyzed_projection  # openTSNE and scikit-learn take a second to load
+    from t3vis.plot_projection import plot_projection, quality_lines
+    from t3vis.plots import write_figure
+
+    run = open_run(options.run)
+    split = split_of(run, options.split)
+    with _cancelled_by_interrupt() as cancel:
+        found = analyzed_projection(
+            run,
+            split,
+            pass_index=options.epoch,
+            layer=options.layer,
+            method=options.method,
+            seed=options.seed,
+            cancel=cancel,
+        )
+    if options.color != "label" and options.color not in found.columns:
+        raise ConfigurationError(f"--color {options.color}: this map was not started from another, there is none.")
+    lines = quality_lines(found.quality, found.attributes, found.n_seen)
+    name = f"{Path(options.run).stem}-{split.name}-{found.name.replace('_', '-')}"
+    labels = split.labels
+    figure = plot_projection(
+        found.coordinates,
+        labels=labels if labels.ndim == 1 else None,
+        class_names=split.class_names,
+        values=None if options.color == "label" else found.columns[options.color],
+        values_name=options.color.replace("_", " "),
+        notes=lines,
+        title=name,
     )
     beside = run.path.parent if isinstance(run.path, Path) else Path()
-    output = options.output or beside / f"{Path(options.run).stem}-{split.name}-data-map.png"
+    output = options.output or beside / f"{name}.png"
     write_figure(figure, output)
-    print(f"data map written to {output}")
+    print("\n".join([f"{name}: {found.n_seen:,} examples ({split.attributes['mode']} mode)", *lines]))
+    print(f"map written to {output}")
+
+
+@contextmanager
+def _cancelled_by_interrupt() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; what is being computed then stops by itself, and the second time at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _verify(options: argparse.Namespace) -> None:

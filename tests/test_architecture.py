@@ -103,6 +103,4 @@ def test_a_library_does_not_print():
 def test_these_rules_have_something_to_rule():
     assert {"t3vis.store.reader", "t3vis.callbacks.recorder", "t3vis.analysis.data_map"} <= set(map(module_of, SOURCES))
     assert is_within("t3vis.store.shard.write_rows", "t3vis.store")
-    assert "t3vis.store.shard.write_rows" in imports_of(PACKAGE / "store" / "sealed.py") | imports_of(
-        PACKAGE / "store" / "seal.py"
-    )
+    assert "t3vis.store.shard.write_rows" in imports_of(PACKAGE / "store" / "results.py")

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from t3vis import open_run
 from t3vis.cli import main, parser, planted_errors_found, table
+from t3vis.findings import RANKINGS
 from t3vis.store.results import read_result
 from t3vis.store.writer import create_run
 
@@ -46,7 +48,24 @@ def example_of(command: argparse.ArgumentParser) -> list[str]:
     return shlex.split(found[1])
 
 
-@pytest.mark.parametrize("name", ["demo", "info", "analyze", "suspects", "plot", "verify", "repair", "compact"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "demo",
+        "info",
+        "analyze",
+        "suspects",
+        "rank",
+        "classes",
+        "select",
+        "plot",
+        "project",
+        "verify",
+        "repair",
+        "compact",
+        "push",
+    ],
+)
 def test_example_in_help_runs(name: str, in_demo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = example_of(commands()[name])
     assert arguments[0] == name
@@ -55,7 +74,23 @@ def test_example_in_help_runs(name: str, in_demo_folder: Path, capsys: pytest.Ca
 
 
 def test_every_command_is_tested_above() -> None:
-    assert sorted(commands()) == ["analyze", "compact", "demo", "info", "plot", "push", "repair", "suspects", "verify"]
+    assert sorted(commands()) == [
+        *(
+            "analyze",
+            "classes",
+            "compact",
+            "demo",
+            "info",
+            "plot",
+            "project",
+            "push",
+            "rank",
+            "repair",
+            "select",
+            "suspects",
+        ),
+        "verify",
+    ]
 
 
 def test_demo_says_where_to_look_and_how_many_errors_it_found(tmp_path, monkeypatch, capsys) -> None:
@@ -163,11 +198,101 @@ def test_analyze_an_evaluation_set(in_demo_folder: Path, capsys) -> None:
     assert "24 examples over 2 passes (eval mode)" in capsys.readouterr().out
 
 
+def test_analyze_says_what_it_found_of_every_kind(in_demo_folder: Path, capsys) -> None:
+    assert main(["analyze", str(RUN)]) == 0
+    printed = capsys.readouterr().out
+    for part in (
+        "train: 216 examples over 2 passes (train mode)",
+        "labels less credible than another: ",
+        "predictions that changed more than once: ",
+        "accuracy of a linear probe, by pass and layer:",
+        "outliers with a score above 0.95: ",
+        "similarity of each layer in pass 1 to itself in pass 0 (linear CKA):",
+    ):
+        assert part in printed
+    assert "not computed" not in printed
+
+
+@pytest.mark.parametrize("by", list(RANKINGS))
+def test_rank_prints_the_first_of_each_ranking(by: str, in_demo_folder: Path, capsys) -> None:
+    assert main(["rank", str(RUN), "--by", by, "--top", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["rank", "example", by, "label", "text"]
+    run = open_run(RUN)
+    values = np.asarray(RANKINGS[by](run, run.train), dtype=float)
+    shown = [int(line.split()[1]) for line in lines[1:]]
+    assert values[shown].tolist() == np.sort(values)[::-1][:5].tolist()
+    assert lines[1].split()[3] in run.train.class_names[run.train.labels[shown[0]]]
+
+
+def test_classes_are_listed_from_the_hardest(in_demo_folder: Path, capsys) -> None:
+    assert main(["classes", str(RUN)]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == [
+        "confidence", "variability", "correctness", "forgotten", "suspicion", "examples", "class",
+    ]  # fmt: skip
+    run = open_run(RUN)
+    assert {line.split()[-1] for line in lines} == {name.split()[-1] for name in run.train.class_names}
+    assert sum(int(line.split()[5]) for line in lines) == 216
+    confidences = [float(line.split()[0]) for line in lines]
+    assert confidences == sorted(confidences)
+
+
+def test_select_and_its_complement_make_up_all_examples(in_demo_folder: Path, capsys) -> None:
+    options = ["select", str(RUN), "--strategy", "hard", "--fraction", "0.25", "--balanced", "--output"]
+    assert main([*options, "hard.txt"]) == 0
+    assert re.search(r"\d+ of 216 example ids written to hard.txt", capsys.readouterr().out)
+    assert main([*options, "rest.txt", "--drop"]) == 0
+    hard, rest = ([int(line) for line in Path(name).read_text().split()] for name in ("hard.txt", "rest.txt"))
+    assert sorted([*hard, *rest]) == list(range(216))
+    labels = open_run(RUN).train.labels
+    expected = np.rint(0.25 * np.bincount(labels))
+    assert np.bincount(labels[hard], minlength=len(expected)).tolist() == expected.tolist()
+
+
 def test_plot_writes_beside_the_run(in_demo_folder: Path, capsys) -> None:
     assert main(["plot", str(RUN), "--suspects", "3"]) == 0
     written = Path("runs/demo-train-data-map.png")
     assert str(written) in capsys.readouterr().out
     assert written.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("what", ["layers", "drift", "classes"])
+def test_plot_draws_layers_and_classes_too(what: str, in_demo_folder: Path, capsys) -> None:
+    assert main(["plot", str(RUN), "--what", what]) == 0
+    written = Path(f"runs/demo-train-{what}.png")
+    assert str(written) in capsys.readouterr().out
+    assert written.read_bytes().startswith(b"\x89PNG")
+
+
+def test_project_says_on_the_figure_and_in_text_how_far_to_trust_it(in_demo_folder: Path, capsys) -> None:
+    assert main(["project", str(RUN), "--output", "last.svg", "--color", "neighbour_overlap"]) == 0
+    said = capsys.readouterr().out
+    drawn = Path("last.svg").read_text()
+    for part in (
+        "demo-train-tsne-p0001-l03",
+        *re.findall(r"trustworthiness \d\.\d{3}|neighbour recall \d\.\d{3}", said),
+        *re.findall(r"moved by \d\.\d\d radii since .*where nothing changes\)", said),
+        "neighbour overlap",
+    ):
+        assert f"<!-- {part}" in drawn or part in drawn
+    assert "216 examples (train mode)" in said
+    assert read_result(RUN, "train", "tsne_p0001_l03").columns["x"].shape == (216,)
+
+
+def test_project_interrupted_goes_on_from_there(in_demo_folder: Path, monkeypatch, capsys) -> None:
+    def interrupt(*_: object, **__: object) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    with monkeypatch.context() as patched:
+        patched.setattr("t3vis.analyze_projection.tqdm.set_postfix_str", interrupt)
+        before = signal.getsignal(signal.SIGINT)
+        assert main(["project", str(RUN), "--epoch", "0", "--seed", "7"]) == 1
+        assert signal.getsignal(signal.SIGINT) is before
+    assert "was stopped after 9 of 750 iterations; the same call goes on from there" in capsys.readouterr().err
+    assert main(["project", str(RUN), "--epoch", "0", "--seed", "7"]) == 0
+    assert read_result(RUN, "train", "tsne_p0000_l02_stopped") is None
 
 
 def test_verify_names_what_is_damaged_and_ends_with_status_1(in_demo_folder: Path, capsys) -> None:
@@ -237,8 +362,16 @@ def test_push_copies_what_is_new(in_demo_folder: Path, capsys) -> None:
         (["analyze", str(RUN), "--split", "dev"], "holds no split 'dev'; it holds: train, eval"),
         (["analyze", str(RUN), "--burn-in", "9"], "burn_in=9"),
         (["suspects", str(RUN), "--top", "0"], "--top 0"),
+        (["rank", str(RUN), "--top", "-1"], "--top -1"),
+        (["select", str(RUN), "--fraction", "2", "--output", "ids.txt"], "fraction is 2"),
+        (["select", str(RUN), "--output", "no/such/ids.txt"], "cannot be written"),
         (["suspects", str(RUN), "--csv", "no/such/folder.csv"], "cannot be written"),
         (["plot", str(RUN), "--output", "map.bmp"], ".bmp"),
+        (
+            ["project", str(RUN), "--layer", "9"],
+            "holds no hidden states of layer 9 in pass 1; it holds layers [0, 1, 2, 3]",
+        ),
+        (["project", str(RUN), "--method", "pca", "--color", "neighbour_overlap"], "was not started from another"),
         (["demo", "--dataset", "missing.csv", "--output", "new.zarr"], "missing.csv"),
     ],
 )

@@ -139,7 +139,7 @@ def data_map(
     check_logits_and_labels(logits, labels)
     epochs = epoch_window(logits.shape[0], burn_in=burn_in, burn_out=burn_out)
     chunks = [
-        _map_of_chunk(trajectories(chunk_logits, chunk_labels))
+        map_of(trajectories(chunk_logits, chunk_labels))
         for chunk_logits, chunk_labels in example_chunks(logits, labels, epochs=epochs, chunk_size=chunk_size)
     ]
     return DataMap(n_epochs=chunks[0].n_epochs, **joined_columns([chunk.as_columns() for chunk in chunks]))
@@ -338,8 +338,8 @@ def threshold_closeness(confidence: NDArray[np.floating]) -> NDArray[np.float64]
     return known * (1 - known)
 
 
-def _map_of_chunk(chunk: Trajectories) -> DataMap:
-    """Reduce the trajectories of some examples to one value each; without a label, no epoch counts."""
+def map_of(chunk: Trajectories) -> DataMap:
+    """Reduce trajectories to a data map: one value for each example; without a label, no epoch counts."""
     known = ~np.isnan(chunk.gold_probs)
     mean = confidence(chunk.gold_probs)
     return DataMap(

@@ -91,6 +91,36 @@ def never_learned(correct: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArra
     return ever_seen & ~ever_right
 
 
+def first_learned(correct: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the first epoch in which each example was predicted right.
+
+    Parameters
+    ----------
+    correct, seen
+        Shape (n_epochs, n_examples), as in `forgetting_events`.
+
+    Returns
+    -------
+    Shape (n_examples,), in ``[0, n_epochs)``; -1 for an example that was never predicted right.
+
+    Raises
+    ------
+    AnalysisError
+        If the two arrays are not boolean, not two-dimensional, or differ in shape.
+
+    Examples
+    --------
+    Right from the second epoch on; never:
+
+    >>> correct = np.array([[0, 0], [1, 0], [1, 0]], dtype=bool)
+    >>> first_learned(correct, np.ones_like(correct))
+    array([ 1, -1])
+    """
+    check_correct_and_seen(correct, seen)
+    right = correct & seen
+    return np.where(right.any(axis=0), right.argmax(axis=0), -1) if len(right) else np.full(right.shape[1], -1)
+
+
 def check_correct_and_seen(correct: NDArray[np.bool_], seen: NDArray[np.bool_]) -> None:
     """Raise `AnalysisError` unless both are boolean and of one shape (n_epochs, n_examples)."""
     if correct.shape != seen.shape or correct.ndim != 2:

@@ -6,31 +6,45 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from t3vis.analysis.margins import margins
+from t3vis.analysis.nearest import Neighbours
 from t3vis.analysis.trajectories import (
     CHUNK_SIZE,
     LogitsLike,
     check_logits_and_labels,
+    classes_first,
     example_chunks,
-    is_seen,
+    exponentiate,
     joined_columns,
     mean_over_epochs,
-    relative_probs,
 )
+from t3vis.errors import AnalysisError
 
 
 @dataclass(frozen=True, eq=False)
 class Suspects:
-    """How suspicious the label of every example is; each array has shape (n_examples,)."""
+    """How suspicious the label of every example is, and why; each array has shape (n_examples,).
+
+    All but the suggestion are NaN for an example that has no label or was never seen.
+    """
 
     score: NDArray[np.float64]
-    """In [0, 1]; 1 is most probably a wrong label. NaN for an example that has no label or was never seen."""
+    """In [0, 1]; 1 is most probably a wrong label."""
     suggested_label: NDArray[np.int64]
-    """The class with the highest mean probability, the given label left out; -1 for an example that was never
-    seen."""
+    """The most credible class, the given label left out; -1 for an example that was never seen."""
     suggested_prob: NDArray[np.float64]
-    """Mean probability of the suggested label, in [0, 1]; NaN where there is none."""
+    """How credible the suggested label is, in [0, 1]; NaN where there is none."""
+    self_confidence: NDArray[np.float64]
+    """Mean probability of the given label, in [0, 1]: the confidence of the data map. Low is suspicious, here and
+    below."""
+    normalized_margin: NDArray[np.float64]
+    """As `normalized_margin` has it, of the mean probabilities, in [0, 1]; below 1/2 another class is more probable."""
+    confidence_weighted_entropy: NDArray[np.float64]
+    """As `confidence_weighted_entropy` has it, of the mean probabilities, in [0, 1]."""
     aum: NDArray[np.float64]
-    """Area under the margin, in logits; negative when the given label mostly lost. NaN where the score is."""
+    """Area under the margin, in logits; negative when the given label mostly lost."""
+    neighbour_agreement: NDArray[np.float64]
+    """As `neighbour_agreement` has it, in [0, 1]; NaN where there are no neighbours."""
 
     @property
     def n_examples(self) -> int:
@@ -52,8 +66,14 @@ class Suspects:
         return np.lexsort((self.aum, -self.score)).astype(np.int64)
 
 
-def suspected_errors(logits: LogitsLike, labels: NDArray[np.integer], *, chunk_size: int = CHUNK_SIZE) -> Suspects:
-    """Score every label by how little the model came to believe it, and suggest another one.
+def suspected_errors(
+    logits: LogitsLike,
+    labels: NDArray[np.integer],
+    *,
+    neighbours: Neighbours | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> Suspects:
+    """Score every label by how little the model and the neighbours believe it, and suggest another one.
 
     Parameters
     ----------
@@ -62,19 +82,27 @@ def suspected_errors(logits: LogitsLike, labels: NDArray[np.integer], *, chunk_s
         epoch in which that example was not seen.
     labels
         Shape (n_examples,), below ``n_classes``. Any negative label means that there is none.
+    neighbours
+        Of all examples, in the space of their hidden states; best of the `MeanDirection` over the epochs.
     chunk_size
         Examples held in memory at a time; the result does not depend on it.
 
     Returns
     -------
-    The score is one minus the confidence: one minus the mean probability of the given label over the epochs
-    in which the example was seen.
+    A class is as credible as its mean probability over the epochs in which the example was seen; where there are
+    neighbours, as the mean of that and of its share among them. The score is one minus the credibility of the given
+    label. Without neighbours that is one minus the confidence of the data map.
 
     Raises
     ------
     AnalysisError
         If the shapes disagree, a label is out of range, there are fewer than two classes, or `chunk_size` is
         below one.
+
+    Notes
+    -----
+    The combination was chosen by ``benchmarks/bench_label_quality.py`` on other examples than those it reports on. The
+    model comes to memorise wrong labels, at once in its probabilities and much later in where its hidden states lie.
 
     References
     ----------
@@ -95,71 +123,221 @@ def suspected_errors(logits: LogitsLike, labels: NDArray[np.integer], *, chunk_s
     array([1, 2, 0])
     """
     check_logits_and_labels(logits, labels, min_classes=2)
-    chunks = [
-        _suspects_of_chunk(chunk_logits, chunk_labels)
-        for chunk_logits, chunk_labels in example_chunks(logits, labels, chunk_size=chunk_size)
-    ]
-    return Suspects(**joined_columns([chunk.as_columns() for chunk in chunks]))
+    votes = None if neighbours is None else _Votes(neighbours, labels, logits.shape[2])
+    found = []
+    start = 0
+    for chunk_logits, chunk_labels in example_chunks(logits, labels, chunk_size=chunk_size):
+        shares = None if votes is None else votes.shares(slice(start, start + len(chunk_labels)))
+        found.append(_suspects_of_chunk(chunk_logits, chunk_labels, shares).as_columns())
+        start += len(chunk_labels)
+    return Suspects(**joined_columns(found))
 
 
-def area_under_margin(
-    logits: LogitsLike, labels: NDArray[np.integer], *, chunk_size: int = CHUNK_SIZE
-) -> NDArray[np.float64]:
-    """Mean over the epochs of the gold logit minus the largest other logit.
+def normalized_margin(probs: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Probability of the given label minus the highest other one, brought to [0, 1].
 
     Parameters
     ----------
-    logits, labels, chunk_size
-        As in `suspected_errors`.
+    probs
+        Shape (n_examples, n_classes), at least two classes; each row sums to one, or is NaN.
+    labels
+        Shape (n_examples,), below ``n_classes``; negative where there is none.
 
     Returns
     -------
-    Shape (n_examples,), in logits, unbounded. Low: the other examples taught the model another label. NaN for
-    an example that has no label or was never seen.
+    Shape (n_examples,), in [0, 1]; below 1/2 another class is more probable. NaN where there is no label.
+
+    References
+    ----------
+    Northcutt et al. (2021), "Confident Learning: Estimating Uncertainty in Dataset Labels", section 3; brought to
+    [0, 1] as cleanlab does.
+
+    Examples
+    --------
+    >>> normalized_margin(np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]]), np.array([0, 0]))
+    array([0.75, 0.25])
+    """
+    labelled, column = _column(labels)
+    others = probs.astype(np.float64)
+    given = np.take_along_axis(others, column, axis=-1)[:, 0]
+    np.put_along_axis(others, column, -np.inf, axis=-1)
+    return np.where(labelled, (given - others.max(axis=-1) + 1) / 2, np.nan)
+
+
+def confidence_weighted_entropy(probs: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Entropy of the probabilities over that of the given label, brought to [0, 1].
+
+    Parameters
+    ----------
+    probs, labels
+        As in `normalized_margin`.
+
+    Returns
+    -------
+    ``log(1 + h / p) / (h / p)``, with h the entropy over that of equal probabilities and p the probability of the
+    given label; shape (n_examples,), in [0, 1], low for labels that are suspicious. NaN where there is no label.
+
+    References
+    ----------
+    Kuan and Mueller (2022), "Model-agnostic label quality scoring to detect real-world label errors", section 3;
+    brought to [0, 1] as cleanlab does.
+
+    Examples
+    --------
+    >>> confidence_weighted_entropy(np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([0, 0])).round(3)
+    array([0.549, 0.805])
+    """
+    labelled, column = _column(labels)
+    values = probs.astype(np.float64)
+    given = np.maximum(np.take_along_axis(values, column, axis=-1)[:, 0], 1e-6)
+    # Where a probability is 0 so is its part of the entropy.
+    entropy = -np.einsum("nc,nc->n", values, np.log(np.maximum(values, 1e-300))) / np.log(values.shape[1])
+    ratio = np.maximum(entropy, 0) / given
+    return np.where(labelled, np.log1p(ratio) / np.maximum(ratio, 1e-6), np.nan)
+
+
+def neighbour_agreement(
+    neighbours: Neighbours, labels: NDArray[np.integer], *, chunk_size: int = CHUNK_SIZE
+) -> NDArray[np.float64]:
+    """Share of the neighbours of every example that carry its label, near ones counting more.
+
+    Parameters
+    ----------
+    neighbours
+        Of all examples.
+    labels
+        Shape (n_examples,); negative where there is none. Neighbours without a label are left out.
+    chunk_size
+        Examples held in memory at a time; the result does not depend on it.
+
+    Returns
+    -------
+    Shape (n_examples,), in [0, 1]; NaN for an example without a label or without labelled neighbours. A neighbour at
+    distance d has the weight ``exp(-2 * d / m)``, with m the median of all distances to neighbours.
 
     Raises
     ------
     AnalysisError
-        As in `suspected_errors`.
-
-    Notes
-    -----
-    Pleiss et al. stop at the first drop of the learning rate, before wrong labels are memorised, and set the
-    threshold by examples put into an extra class; here all epochs given are used and there is no threshold.
-
-    References
-    ----------
-    Pleiss et al. (2020), "Identifying Mislabeled Data using the Area Under the Margin Ranking", section 3.
+        If there are not as many labels as examples with neighbours.
 
     Examples
     --------
-    >>> logits = np.array([[[1.0, 2.0, 3.0], [6.0, 5.0, 4.0]], [[1.0, 5.0, 3.0], [9.0, 8.0, 7.0]]])
-    >>> area_under_margin(logits, np.array([1, 0]))
-    array([0.5, 1. ])
+    Distances 1, 3, then 1, 2, then 2, 3, of median 2; the first example's weights are exp(-1) and exp(-3):
+
+    >>> from t3vis.analysis.nearest import nearest_neighbours
+    >>> near = nearest_neighbours(np.array([[0.0], [1.0], [3.0]]), k=2, metric="euclidean")
+    >>> neighbour_agreement(near, np.array([0, 0, 1])).round(3)
+    array([0.881, 0.731, 0.   ])
     """
-    check_logits_and_labels(logits, labels, min_classes=2)
-    chunks = example_chunks(logits, labels, chunk_size=chunk_size)
-    return np.concatenate(
-        [mean_over_epochs(margins(chunk_logits, chunk_labels)) for chunk_logits, chunk_labels in chunks]
-    )
-
-
-def margins(logits: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Gold logit minus the largest other logit in every epoch, for logits in memory.
-
-    Shapes as in `suspected_errors`. Returns shape (n_epochs, n_examples); NaN where the example was not seen
-    or has no label.
-    """
-    labelled = labels >= 0
-    column = np.where(labelled, labels, 0)[:, np.newaxis]
-    found = np.full(logits.shape[:2], np.nan)
-    for epoch, epoch_logits in enumerate(logits):
-        others = epoch_logits.astype(np.float64)
-        gold = np.take_along_axis(others, column, axis=-1)[:, 0]
-        known = is_seen(epoch_logits) & labelled
-        np.put_along_axis(others, column, -np.inf, axis=-1)
-        np.subtract(gold, others.max(axis=-1), out=found[epoch], where=known)
+    votes = _Votes(neighbours, labels, max(int(labels.max(initial=-1)) + 1, 1))
+    labelled, column = _column(labels)
+    found = np.full(len(labels), np.nan)
+    for start in range(0, len(labels), chunk_size):
+        rows = slice(start, start + chunk_size)
+        own = np.take_along_axis(votes.shares(rows), column[rows], axis=1)[:, 0]
+        found[rows] = np.where(labelled[rows], own, np.nan)
     return found
+
+
+class _Votes:
+    """The labels of the neighbours as votes, counted for some examples at a time."""
+
+    def __init__(self, neighbours: Neighbours, labels: NDArray[np.integer], n_classes: int) -> None:
+        if len(neighbours.ids) != len(labels):
+            raise AnalysisError(
+                f"there are neighbours of {len(neighbours.ids)} examples but labels of {len(labels)}; "
+                "pass those of the same examples in the same order."
+            )
+        self._neighbours = neighbours
+        self._labels = labels
+        self._n_classes = n_classes
+        known = neighbours.distances[~np.isnan(neighbours.distances)]
+        self._scale = float(np.median(known)) if known.size and np.median(known) > 0 else 1.0
+
+    def shares(self, rows: slice) -> NDArray[np.float64]:
+        """Share of each class among the neighbours, shape (n_rows, n_classes); NaN without labelled neighbours."""
+        ids = self._neighbours.ids[rows]
+        labels = np.where(ids >= 0, self._labels[ids], -1)
+        votes = labels >= 0
+        cell = np.arange(len(ids))[:, np.newaxis] * self._n_classes + labels
+        # From the nearest on, so that far ones do not all vanish together.
+        distances = self._neighbours.distances[rows]
+        weights = np.exp(-2 * (distances - distances[:, :1]) / self._scale)
+        size = len(ids) * self._n_classes
+        counted = np.bincount(cell[votes], weights=weights[votes], minlength=size).reshape(len(ids), self._n_classes)
+        total = counted.sum(axis=1, keepdims=True)
+        shares = np.full(counted.shape, np.nan)
+        np.divide(counted, total, out=shares, where=total > 0)
+        return shares
+
+
+@dataclass(frozen=True, eq=False)
+class ConfidentCounts:
+    """What confident learning says of the noise in the labels."""
+
+    joint: NDArray[np.float64]
+    """Shape (n_classes, n_classes): estimated share of all examples with this given and this true label."""
+    noise_matrix: NDArray[np.float64]
+    """Shape (n_classes, n_classes): probability of the given label (row) where the true label is the column's."""
+    is_error: NDArray[np.bool_]
+    """Shape (n_examples,): off the diagonal of the confident counts, and least probable of those there."""
+
+    @property
+    def n_errors(self) -> int:
+        """Estimated number of wrong labels among the examples that were counted."""
+        return int(np.count_nonzero(self.is_error))
+
+
+def confident_learning(probs: NDArray[np.floating], labels: NDArray[np.integer]) -> ConfidentCounts:
+    """Noise between the classes and examples off the diagonal, by the library cleanlab.
+
+    Parameters
+    ----------
+    probs
+        Shape (n_examples, n_classes), out of sample; a row with NaN, or without a label, is left out of the counts and
+        is no error.
+    labels
+        Shape (n_examples,), below ``n_classes``; negative where there is none.
+
+    Raises
+    ------
+    AnalysisError
+        If cleanlab is not installed, the shapes disagree, a label is out of range, or a class has no example.
+
+    Notes
+    -----
+    The probabilities are meant to come from a model that was not trained on the example. Those recorded in training
+    are not of that kind, and make too few errors of what the model has memorised.
+
+    References
+    ----------
+    Northcutt et al. (2021), section 3: confident joint and pruning by noise rate, as cleanlab 2 has them.
+
+    Examples
+    --------
+    >>> probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.1, 0.9]])
+    >>> confident_learning(probs, np.array([0, 0, 1, 1, 0])).is_error
+    array([False, False, False, False,  True])
+    """
+    try:
+        from cleanlab.count import compute_confident_joint, estimate_joint, estimate_latent
+        from cleanlab.filter import find_label_issues
+    except ImportError as error:
+        raise AnalysisError(
+            'confident learning needs the library cleanlab; install it with: pip install "t3vis[cleanlab]"'
+        ) from error
+    check_logits_and_labels(probs[np.newaxis], labels, min_classes=2)
+    counted = np.flatnonzero((labels >= 0) & np.isfinite(probs).all(axis=1))
+    missing = np.flatnonzero(np.bincount(labels[counted], minlength=probs.shape[1]) == 0)
+    if len(missing):
+        raise AnalysisError(f"class {missing[0]} has no example; confident learning needs one of every class.")
+    kept_labels, kept_probs = labels[counted].astype(np.int64), probs[counted].astype(np.float64)
+    counts = compute_confident_joint(kept_labels, kept_probs)
+    _, noise_matrix, _ = estimate_latent(counts, kept_labels)
+    issues = find_label_issues(kept_labels, kept_probs, confident_joint=counts, n_jobs=1)
+    is_error = np.zeros(len(labels), dtype=np.bool_)
+    is_error[counted[issues]] = True
+    return ConfidentCounts(estimate_joint(kept_labels, kept_probs, confident_joint=counts), noise_matrix, is_error)
 
 
 def mean_probs(logits: NDArray[Any]) -> NDArray[np.float64]:
@@ -167,31 +345,51 @@ def mean_probs(logits: NDArray[Any]) -> NDArray[np.float64]:
 
     Returns shape (n_examples, n_classes), each row summing to one; NaN for an example that was never seen.
     """
-    total = np.zeros(logits.shape[1:])
-    n_seen = np.zeros(logits.shape[1])
+    _, n_examples, n_classes = logits.shape
+    total, n_seen = np.zeros((n_classes, n_examples)), np.zeros(n_examples)
     for epoch_logits in logits:
-        seen = is_seen(epoch_logits)
-        relative = relative_probs(epoch_logits, epoch_logits.argmax(axis=-1))
-        relative /= relative.sum(axis=-1, keepdims=True)
-        relative[~seen] = 0
-        total += relative
+        probs, top, seen = classes_first(epoch_logits)
+        exponentiate(probs, top)
+        probs /= probs.sum(axis=0)
+        probs[:, ~seen] = 0
+        total += probs
         n_seen += seen
-    total[n_seen == 0] = np.nan
-    return total / np.maximum(n_seen, 1)[:, np.newaxis]
+    total[:, n_seen == 0] = np.nan
+    return np.ascontiguousarray((total / np.maximum(n_seen, 1)).T)
 
 
-def _suspects_of_chunk(logits: NDArray[Any], labels: NDArray[np.integer]) -> Suspects:
+def _suspects_of_chunk(
+    logits: NDArray[Any], labels: NDArray[np.integer], shares: NDArray[np.float64] | None
+) -> Suspects:
     """Judge some examples, all of their epochs in memory."""
-    others = mean_probs(logits)
-    seen = ~np.isnan(others[:, 0])
-    labelled = np.flatnonzero(labels >= 0)
-    score = np.full(len(labels), np.nan)
-    score[labelled] = 1 - others[labelled, labels[labelled]]
-    others[labelled, labels[labelled]] = -1
-    suggested = others.argmax(axis=-1)
+    probs = mean_probs(logits)
+    seen = ~np.isnan(probs[:, 0])
+    labelled, column = _column(labels)
+
+    def given(of_class: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(labelled & seen, np.take_along_axis(of_class, column, axis=-1)[:, 0], np.nan)
+
+    credible = probs.copy()
+    if shares is not None:
+        np.add(probs / 2, shares / 2, out=credible, where=~np.isnan(shares))
+    score = 1 - given(credible)
+    rows = np.flatnonzero(labelled)
+    credible[rows, labels[rows]] = -1
+    suggested = credible.argmax(axis=-1)
+    suggested_prob = np.take_along_axis(credible, suggested[:, np.newaxis], axis=-1)[:, 0]
     return Suspects(
         score=score,
         suggested_label=np.where(seen, suggested, -1),
-        suggested_prob=np.where(seen, np.take_along_axis(others, suggested[:, np.newaxis], axis=-1)[:, 0], np.nan),
+        suggested_prob=np.where(seen, suggested_prob, np.nan),
+        self_confidence=given(probs),
+        normalized_margin=normalized_margin(probs, labels),
+        confidence_weighted_entropy=confidence_weighted_entropy(probs, labels),
         aum=mean_over_epochs(margins(logits, labels)),
+        neighbour_agreement=np.full(len(labels), np.nan) if shares is None else given(shares),
     )
+
+
+def _column(labels: NDArray[np.integer]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which examples have a label, and their labels as a column, 0 where there is none."""
+    labelled = labels >= 0
+    return labelled, np.where(labelled, labels, 0)[:, np.newaxis].astype(np.int64)

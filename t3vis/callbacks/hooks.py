@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -87,11 +88,12 @@ class Capture:
 
     def _made_for(self, called: nn.Module) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
         """What is done before and after each call of the model, and after each call of its backbone."""
+        capture = weakref.proxy(self)  # no circle of references: with the capture, the model is let go of at once
         added: list[str] = []  # keyword arguments that this call was given by the first hook
         states: list[Any] = []  # hidden states that the backbone returned in this call
 
         def due(module: nn.Module, kwargs: Mapping[str, Any]) -> Batch | None:
-            batch = self._armed
+            batch: Batch | None = capture._armed
             if module is not called or batch is None:
                 return None
             goes_on = torch.is_grad_enabled() if batch.training else kwargs.get("past_key_values") is None
@@ -99,10 +101,10 @@ class Capture:
 
         def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             batch = due(module, kwargs)
-            if self._gates is not None and module is called and torch.is_grad_enabled():
-                self._gates.begin(batch)
-            wanted = self._wanted if batch is not None else []
-            added[:] = [name for name in wanted if not is_asked(self.model, name, kwargs)]
+            if capture._gates is not None and module is called and torch.is_grad_enabled():
+                capture._gates.begin(batch)
+            wanted = capture._wanted if batch is not None else []
+            added[:] = [name for name in wanted if not is_asked(capture.model, name, kwargs)]
             states.clear()
             return args, kwargs | dict.fromkeys(added, True)
 
@@ -115,18 +117,18 @@ class Capture:
             batch = due(module, kwargs)
             if batch is None:
                 return None
-            given = kwargs.get(self._main_input, args[0] if args else None)
+            given = kwargs.get(capture._main_input, args[0] if args else None)
             own = batch.main is None or given is batch.main
             taken = outputs
             if isinstance(outputs, Mapping) and states and not hidden_states_of(outputs):
                 taken = {**outputs, "hidden_states": tuple(states)}  # a head that does not hand them on
             states.clear()
-            gradients = self._gates.end(outputs) if self._gates is not None and batch.training else None
+            gradients = capture._gates.end(outputs) if capture._gates is not None and batch.training else None
             if own:
-                self._armed = self._in_doubt = None
-                self._receive(batch, taken, gradients)
-            elif self._in_doubt is None:
-                self._in_doubt = batch, taken, gradients
+                capture._armed = capture._in_doubt = None
+                capture._receive(batch, taken, gradients)
+            elif capture._in_doubt is None:
+                capture._in_doubt = batch, taken, gradients
             return without_added(outputs, added) if isinstance(outputs, Mapping) else None
 
         if called._compiled_call_impl is not None:  # ``model.compile()``: dynamo would trace the hooks

@@ -64,6 +64,10 @@ class Probe:
             )
         return train_dataset
 
+    def n_passes(self, n_epochs: int) -> int:
+        """How many there will be in a training of so many epochs."""
+        return ("begin" in self.at) + (n_epochs if "epoch" in self.at else int("end" in self.at))
+
     @property
     def attributes(self) -> dict[str, Any]:
         """What the split says of what is probed: ``"train"``, or ``"dataset"`` for one of its own."""

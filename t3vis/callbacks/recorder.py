@@ -29,7 +29,8 @@ from t3vis.callbacks.probes import SPLIT, Probe, ProbeAt, call_arguments, refusa
 from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
-from t3vis.callbacks.trainers import check_trainer, checkpoint_of, pairs_examples
+from t3vis.callbacks.splits import size_of
+from t3vis.callbacks.trainers import check_trainer, checkpoint_of, pairs_examples, shifts_labels
 from t3vis.errors import ConfigurationError, RecordingError
 from t3vis.store.codecs import Compression
 from t3vis.store.durable import Durability
@@ -77,7 +78,7 @@ class RecorderCallback(TrainerCallback):
     durability
         What a flushed row survives: the death of the ``"process"``, or with ``"fsync"`` also a loss of power.
     keep_epochs
-        Keep the hidden states of so many last epochs (and evaluations) only, for want of disk; all else is kept of
+        Keep the hidden states of so many last epochs (and evaluations, and probes) only, for want of disk; all else is kept of
         every epoch. ``None`` keeps them all.
     probe
         A dataset, or ``"train"`` for the training set, of which a pass in eval mode is recorded between the steps of
@@ -206,6 +207,8 @@ class RecorderCallback(TrainerCallback):
         self._epoch = state.global_step // steps_per_epoch - 1
         self._session.seal_before(self._epoch + 1)
         self._training, self._probed_step = True, None
+        if self._probe is not None:
+            self._session.to_come = [(size_of(self._probed) or 0, self._probe.n_passes(state.num_train_epochs))]
         if state.global_step == 0:
             self._run_probe("begin")
 
@@ -386,7 +389,7 @@ class RecorderCallback(TrainerCallback):
             training,
             position_ids=inputs.get("position_ids"),
             paired=pairs_examples(trainer),
-            shifted=trainer._loss_shifts_labels,
+            shifted=shifts_labels(trainer),
         )
 
     # What is open

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +104,7 @@ class Session:
         self._static: dict[str, tuple[str, ...]] = {}
         self._row_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the splits whose first batch was recorded
         self._waiting: Waiting | None = None
+        self.to_come: Sequence[tuple[int, int]] = ()  # examples and passes beside those of training and evaluation
         self._warned = False
         self._said: set[str] = set()
         on_first_process(
@@ -371,7 +372,15 @@ class Session:
             self._describe(split, taken, gradients, own)
             if split == "train":
                 storage, n_examples = self._settings.storage, self._n_examples[split]
-                check_room(self.path, self.trainer, rows, n_examples, storage.keep_epochs, say=self._is_first_rank)
+                check_room(
+                    self.path,
+                    self.trainer,
+                    rows,
+                    n_examples,
+                    storage.keep_epochs,
+                    to_come=self.to_come,
+                    say=self._is_first_rank,
+                )
             self._row_shapes[split] = shapes
         self._row_shapes[split] = expected = {**shapes, **self._row_shapes[split]}
         if any(shapes[name] != expected[name] for name in shapes):

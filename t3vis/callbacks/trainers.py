@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from t3vis.errors import ConfigurationError
@@ -43,6 +45,13 @@ def checkpoint_of(trainer: Trainer) -> Path:
 def pairs_examples(trainer: Trainer) -> bool:
     """Whether a batch holds a chosen completion of each example, then a rejected one of each."""
     return _is_of_trl(trainer, "DPOTrainer")
+
+
+def shifts_labels(trainer: Trainer) -> bool:
+    """Whether the label of a position is the token that follows it; the Trainer itself does not know it of GPT-2."""
+    model: Any = trainer.model
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter of PEFT
+    return bool(trainer._loss_shifts_labels) or type(inner).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def _is_of_trl(trainer: Trainer, name: str) -> bool:

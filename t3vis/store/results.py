@@ -1,10 +1,13 @@
 """Results of analyses in the store: ``analysis/<split>/<name>``, one array per column, parameters as attributes.
 
+A column has one value per example, or is a table over whatever its dimensions are named after.
+
 The group's metadata is written last, so that a result is there whole or not at all.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ from t3vis.store.shard import write_rows
 
 @dataclass(frozen=True)
 class Result:
-    """Columns of shape (n_examples,) by name, and what they were computed from."""
+    """Columns by name, and what they were computed from."""
 
     columns: dict[str, NDArray[Any]]
     attributes: dict[str, Any]
@@ -36,17 +39,20 @@ def write_result(
     *,
     meanings: Mapping[str, str],
     attributes: Mapping[str, Any],
+    dims: tuple[str, ...] = ("example",),
 ) -> None:
     """Put a result in the place of the one that is there.
 
     Parameters
     ----------
     columns
-        Shape (n_examples,) each.
+        One shape for all, with the dimensions of ``dims``.
     meanings
         What each column is, for its attributes.
     attributes
-        What the result was computed from, and how; see ``is_current``.
+        What the result was computed from, and how.
+    dims
+        Names of the dimensions.
     """
     group = run / "analysis" / split / name
     for parent in (run / "analysis", run / "analysis" / split):
@@ -57,14 +63,15 @@ def write_result(
     for column, values in columns.items():
         rows = np.ascontiguousarray(values)
         fill: float | int = float("nan") if rows.dtype.kind == "f" else 0
-        layout = row_layout(rows.dtype.itemsize, len(rows))
+        trailing = rows.shape[1:]
+        layout = row_layout(rows.dtype.itemsize * max(math.prod(trailing), 1), len(rows))
         metadata = schema.array_metadata(
             shape=rows.shape,
-            shard_shape=(layout.shard_rows,),
-            chunk_shape=(layout.chunk_rows,),
+            shard_shape=(layout.shard_rows, *trailing),
+            chunk_shape=(layout.chunk_rows, *trailing),
             dtype=rows.dtype.newbyteorder("<").str,
             fill=bool(fill) if rows.dtype.kind == "b" else fill,
-            dims=("example",),
+            dims=dims,
             attributes={"description": meanings[column]},
         )
         schema.write_metadata(group / column, metadata)
@@ -80,3 +87,10 @@ def read_result(run: schema.Node, split: str, name: str) -> Result | None:
     nodes = sorted((node.parent for node in group.glob("*/zarr.json")), key=str)
     columns = {node.name: open_sealed(node, 0).read_all() for node in nodes}
     return Result(columns, schema.read_metadata(group)["attributes"])
+
+
+def remove_result(run: Path, split: str, name: str) -> None:
+    """Remove the result of that name, if there is one; its metadata goes first."""
+    group = run / "analysis" / split / name
+    (group / "zarr.json").unlink(missing_ok=True)
+    shutil.rmtree(group, ignore_errors=True)

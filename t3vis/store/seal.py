@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +146,7 @@ def main(arguments: list[str]) -> None:
         sys.exit("; ".join(failed))
 
 
-def _give_way() -> None:
-    """Run only while nothing else wants to; where there is no such policy, at the lowest priority."""
+if __name__ == "__main__":
     if hasattr(os, "nice"):
         os.nice(19)
-    if hasattr(os, "sched_setscheduler"):
-        with suppress(OSError):  # a container may forbid it
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
-if __name__ == "__main__":
-    _give_way()
     main(sys.argv[1:])

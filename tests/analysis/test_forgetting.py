@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from t3vis.analysis.forgetting import forgetting_events, never_learned
+from t3vis.analysis.forgetting import first_learned, forgetting_events, never_learned
 from t3vis.errors import AnalysisError
 
 BOOLS = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9).flatmap(
@@ -63,6 +63,29 @@ def test_each_example_alone_and_without_its_unseen_epochs_gives_the_same(arrays)
     assert never_learned(correct, seen).tolist() == [bool(trend) and not any(trend) for trend in kept]
 
 
+@pytest.mark.parametrize(
+    ("correct", "seen", "epoch"),
+    [
+        ((0, 1, 1), (1, 1, 1), 1),
+        ((1, 0, 0), (1, 1, 1), 0),
+        ((0, 0), (1, 1), -1),
+        ((1, 0, 1), (0, 1, 1), 2),  # what was not seen cannot have been learned
+    ],
+)
+def test_first_learned_by_hand(correct, seen, epoch):
+    assert first_learned(one_example(*correct), one_example(*seen)).tolist() == [epoch]
+
+
+@given(BOOLS)
+def test_before_it_was_first_learned_an_example_was_never_right(arrays):
+    correct, seen = arrays
+    epoch = first_learned(correct, seen)
+    for example, first in enumerate(epoch):
+        right = np.flatnonzero(correct[:, example] & seen[:, example])
+        assert first == (right[0] if len(right) else -1)
+    assert np.all((epoch == -1)[never_learned(correct, seen)])
+
+
 @given(BOOLS)
 def test_at_most_every_second_presentation_is_forgotten(arrays):
     correct, seen = arrays
@@ -72,7 +95,7 @@ def test_at_most_every_second_presentation_is_forgotten(arrays):
     assert not np.any(events[never_learned(correct, seen)])
 
 
-@pytest.mark.parametrize("quantity", [forgetting_events, never_learned])
+@pytest.mark.parametrize("quantity", [first_learned, forgetting_events, never_learned])
 def test_errors_say_what_disagrees(quantity):
     correct = np.zeros((3, 5), dtype=bool)
     with pytest.raises(AnalysisError, match=r"correct has shape \(3, 5\) and seen has shape \(3, 4\)"):

@@ -1,14 +1,28 @@
 import math
+import sys
 
 import numpy as np
 import pytest
+from cleanlab.rank import (
+    get_confidence_weighted_entropy_for_each_label,
+    get_normalized_margin_for_each_label,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
 
 from t3vis.analysis.data_map import data_map
-from t3vis.analysis.label_quality import Suspects, area_under_margin, suspected_errors
+from t3vis.analysis.label_quality import (
+    Suspects,
+    confidence_weighted_entropy,
+    confident_learning,
+    neighbour_agreement,
+    normalized_margin,
+    suspected_errors,
+)
+from t3vis.analysis.margins import area_under_margin
+from t3vis.analysis.nearest import Neighbours, nearest_neighbours
 from t3vis.errors import AnalysisError
 
 NAN = math.nan
@@ -28,31 +42,20 @@ def suspects(score: list[float], aum: list[float]) -> Suspects:
     """A record of which only the ranking is of interest."""
     unknown = np.full(len(score), NAN)
     return Suspects(
-        score=np.array(score), suggested_label=np.zeros(len(score), np.int64), suggested_prob=unknown, aum=np.array(aum)
+        score=np.array(score),
+        suggested_label=np.zeros(len(score), np.int64),
+        suggested_prob=unknown,
+        self_confidence=unknown,
+        normalized_margin=unknown,
+        confidence_weighted_entropy=unknown,
+        aum=np.array(aum),
+        neighbour_agreement=unknown,
     )
 
 
 def assert_same_suspects(found: Suspects, expected: dict[str, np.ndarray]) -> None:
     for name, column in expected.items():
         np.testing.assert_allclose(found.as_columns()[name], column, rtol=1e-9, atol=1e-9, err_msg=name)
-
-
-def test_area_under_margin_of_three_examples_by_hand():
-    # The case that Pleiss et al. publish, classes permuted so that each example keeps one label:
-    #   first, seen once, label 1:   2 - max(1, 3) = -1
-    #   second, seen twice, label 0: (6 - max(5, 4)) = 1 and (9 - max(8, 7)) = 1, mean 1
-    #   third, seen once, label 1:   11 - max(12, 10) = -1
-    gone = [NAN, NAN, NAN]
-    logits = np.array([[[1, 2, 3], [6, 5, 4], gone], [gone, [9, 8, 7], [12, 11, 10]]])
-    assert area_under_margin(logits, np.array([1, 0, 1])).tolist() == [-1, 1, -1]
-
-
-def test_area_under_margin_averages_over_the_epochs_seen():
-    # 4 - 1 = 3 and 0 - 5 = -5, mean -1; two classes are enough.
-    logits = np.array([[[4.0, 1.0]], [[NAN, NAN]], [[0.0, 5.0]]])
-    assert area_under_margin(logits, np.array([0])).tolist() == [-1]
-    assert area_under_margin(logits, np.array([1])).tolist() == [1]
-    assert np.isnan(area_under_margin(logits, np.array([-1]))).all()
 
 
 @pytest.mark.parametrize("row", [[NAN, 1], [1, math.inf], [-math.inf, 1], [-math.inf, -math.inf]])
@@ -90,6 +93,106 @@ def test_suspected_errors_by_hand(five_suspects):
     assert five_suspects.aum == pytest.approx(aum, nan_ok=True)
     assert five_suspects.ranking().tolist() == [1, 4, 0, 2, 3]
     assert five_suspects.n_examples == 5
+
+
+def test_neighbours_count_as_much_as_the_model():
+    # Probabilities of class 0: 3/4, 1/4, 1/4; labels 0, 0, 1.
+    logits = np.log([[[3.0, 1.0], [1.0, 3.0], [1.0, 3.0]]])
+    labels = np.array([0, 0, 1])
+    near = Neighbours(np.array([[1, 2], [0, 2], [0, -1]]), np.array([[1.0, 1.0], [1.0, 2.0], [1.0, NAN]]))
+    found = suspected_errors(logits, labels, neighbours=near)
+    # The median distance is 1. Example 0: one of two equal votes for its label. Example 1: weights 1 and exp(-2), the
+    # nearer one for its label. Example 2: its only neighbour says 0.
+    near_share = 1 / (1 + math.exp(-2))
+    assert found.neighbour_agreement == pytest.approx([1 / 2, near_share, 0])
+    assert found.score == pytest.approx([1 - (3 / 4 + 1 / 2) / 2, 1 - (1 / 4 + near_share) / 2, 1 - (3 / 4 + 0) / 2])
+    assert found.suggested_label.tolist() == [1, 1, 0]
+    assert found.suggested_prob == pytest.approx([(1 / 4 + 1 / 2) / 2, (3 / 4 + 1 - near_share) / 2, (1 / 4 + 1) / 2])
+    assert found.self_confidence == pytest.approx([3 / 4, 1 / 4, 3 / 4])
+
+
+def test_an_example_without_neighbours_is_judged_by_the_model_alone():
+    logits, labels = np.log([[[3.0, 1.0], [1.0, 3.0], [1.0, 3.0]]]), np.array([0, 0, -1])
+    near = Neighbours(np.array([[-1], [2], [0]]), np.array([[NAN], [1.0], [1.0]]))  # nobody, and one without a label
+    found = suspected_errors(logits, labels, neighbours=near)
+    assert found.score == pytest.approx([1 / 4, 3 / 4, NAN], nan_ok=True)
+    assert np.isnan(found.neighbour_agreement).all()
+
+
+@given(runs(), st.integers(1, 9))
+def test_the_chunk_size_changes_nothing_with_neighbours_either(run, chunk_size):
+    logits, labels = run
+    states = np.random.default_rng(len(labels)).normal(size=(len(labels), 2))
+    near = nearest_neighbours(states, k=3)
+    whole = suspected_errors(logits, labels, neighbours=near)
+    assert_same_suspects(suspected_errors(logits, labels, neighbours=near, chunk_size=chunk_size), whole.as_columns())
+    agreement = neighbour_agreement(near, labels, chunk_size=chunk_size)
+    known = ~np.isnan(whole.score)
+    np.testing.assert_allclose(agreement[known], whole.neighbour_agreement[known])
+    assert np.all((agreement[known & ~np.isnan(agreement)] >= 0) & (agreement[known & ~np.isnan(agreement)] <= 1))
+
+
+def test_neighbours_find_what_the_model_has_memorised():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 300)
+    labels = truth.copy()
+    wrong = rng.choice(300, 30, replace=False)
+    labels[wrong] = (truth[wrong] + 1) % 3
+    logits = rng.standard_normal((2, 300, 3)) + 4 * np.eye(3)[labels]  # sure of every label, right or wrong
+    near = nearest_neighbours(rng.normal(size=(300, 5)) + 6 * np.eye(5)[truth], k=10)
+    assert np.isin(suspected_errors(logits, labels).ranking()[:30], wrong).mean() < 0.4
+    assert np.isin(suspected_errors(logits, labels, neighbours=near).ranking()[:30], wrong).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (normalized_margin, get_normalized_margin_for_each_label),
+        (confidence_weighted_entropy, get_confidence_weighted_entropy_for_each_label),
+    ],
+)
+def test_scores_of_probabilities_are_those_of_cleanlab(ours, theirs):
+    rng = np.random.default_rng(0)
+    probs, labels = rng.dirichlet(np.full(5, 0.3), size=400), rng.integers(0, 5, 400)
+    probs[0] = [1, 0, 0, 0, 0]  # no entropy, and no probability of the label
+    labels[0] = 3
+    np.testing.assert_allclose(ours(probs, labels), theirs(labels, probs), rtol=1e-6, atol=1e-6)
+    assert np.isnan(ours(probs, np.full(400, -1))).all()
+
+
+def test_confident_learning_by_hand():
+    # Thresholds are the mean probabilities of each label: 0.6 for label 0 and 0.8 for label 1. Of the five labelled 0,
+    # one is above the threshold of class 1 only: the counts are [[4, 1], [0, 5]].
+    probs_of_1 = np.array([0.2, 0.2, 0.2, 0.2, 0.9, 0.8, 0.8, 0.8, 0.8, 0.8])
+    labels = np.repeat([0, 1], 5)
+    found = confident_learning(np.stack([1 - probs_of_1, probs_of_1], axis=1), labels)
+    np.testing.assert_allclose(found.joint, [[0.4, 0.1], [0, 0.5]])
+    # Of six with the true label 1, five carry it.
+    np.testing.assert_allclose(found.noise_matrix, [[1, 1 / 6], [0, 5 / 6]], atol=1e-6)
+    assert np.flatnonzero(found.is_error).tolist() == [4]
+    assert found.n_errors == 1
+
+
+def test_confident_learning_leaves_out_what_is_not_known():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    probs = 0.7 * np.eye(3)[labels] + 0.3 * rng.dirichlet(np.ones(3), size=200)
+    labels[:10] = (labels[:10] + 1) % 3
+    whole = confident_learning(probs[:180], labels[:180])
+    probs[180:190], labels[190:] = NAN, -1
+    part = confident_learning(probs, labels)
+    np.testing.assert_array_equal(part.is_error[:180], whole.is_error)
+    assert not part.is_error[180:].any()
+    np.testing.assert_allclose(part.joint, whole.joint)
+    assert part.is_error[:10].mean() > 0.8
+
+
+def test_confident_learning_refuses_by_name_what_it_cannot_do(monkeypatch):
+    with pytest.raises(AnalysisError, match="class 1 has no example"):
+        confident_learning(np.full((4, 3), 1 / 3), np.array([0, 2, 0, 2]))
+    monkeypatch.setitem(sys.modules, "cleanlab.count", None)
+    with pytest.raises(AnalysisError, match=r'cleanlab; install it with: pip install "t3vis\[cleanlab\]"'):
+        confident_learning(np.full((2, 2), 1 / 2), np.array([0, 1]))
 
 
 def test_ranking_breaks_ties_by_aum_and_puts_the_unknown_last():

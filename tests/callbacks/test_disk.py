@@ -14,7 +14,7 @@ from t3vis.callbacks.disk import Need, need
 from t3vis.errors import ConfigurationError
 from t3vis.store.verify import verify
 
-from .tiny import held_out, tiny_model, tiny_rows, tiny_trainer
+from .tiny import NumberedStream, held_out, tiny_model, tiny_rows, tiny_trainer
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -97,3 +97,10 @@ def test_hidden_states_of_the_last_epochs_are_kept(tmp_path: Path):
 def test_what_cannot_be_kept_is_refused(tmp_path, keep):
     with pytest.raises(ConfigurationError, match=r"keep_epochs=.*: expected a number of epochs, at least 1, or None"):
         RecorderCallback(tmp_path / "run.zarr", keep_epochs=keep)
+
+
+def test_of_a_stream_all_that_will_be_seen_counts(tmp_path, capfd):
+    stream = NumberedStream(tiny_rows(), range(41))
+    recorder = RecorderCallback(tmp_path / "run.zarr", id_column="id")
+    tiny_trainer(tmp_path / "out", recorder, train=stream, max_steps=5, per_device_train_batch_size=4).train()
+    assert "(1 epoch of 20 examples" in capfd.readouterr().err

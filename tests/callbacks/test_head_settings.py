@@ -140,7 +140,7 @@ def test_adapters(tmp_path: Path) -> None:
     names = [module for _, module in layers_of("bert")]
     config = peft.LoraConfig(r=2, target_modules=["query", "value", "attention.output.dense"], task_type="SEQ_CLS")
     adapted = peft.get_peft_model(model, config)
-    train = recorded(tmp_path, model=adapted, train=as_dataset(rows), options={"label_names": ["labels"]}).train
+    train = recorded(tmp_path, model=adapted, train=as_dataset(rows), label_names=["labels"]).train
     said = train.attributes["arrays"]["head_gradients"]
     assert said["modules"] == [f"base_model.model.{name}.base_layer" for name in names]
     for parameter in adapted.parameters():
@@ -175,6 +175,7 @@ def test_another_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert said_once(caplog, "is not a multiple of that of their own loss")
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # of a pass without gradient
 def test_passes_that_are_run_again_cannot_be_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Reentrant checkpointing builds a graph in the backward pass only, where nothing says of which pass it is."""
     settings = {**REENTRANT, "trainer_class": AsksTwice, "train": as_dataset(tiny_rows(6))}

@@ -8,6 +8,7 @@ import pytest
 import zarr
 
 from t3vis.store.reader import open_run
+from t3vis.store.verify import verify
 from t3vis.store.writer import create_run
 
 from .recordings import rows_of
@@ -67,3 +68,53 @@ def test_a_later_writer_goes_on_with_it(run):
     train = run.train
     assert [record.sealed for record in train.passes] == [True, True, False]
     np.testing.assert_array_equal(train.loss[:2], np.array(LOSS, np.float32))
+
+
+# What came to the format later: ragged arrays, head gradients, checksums, lineage, dropped hidden states
+
+
+@pytest.fixture
+def run_of_tokens(tmp_path):
+    shutil.unpack_archive(ARCHIVE.with_name("format-1-tokens.zarr.tar.xz"), tmp_path, filter="data")
+    return open_run(tmp_path / "run.zarr")
+
+
+def check_tokens(train):
+    seen = [{0, 1, 2, 3, 4}, {0, 1, 2, 3, 5}, {5}]
+    value = np.array([[100 * i + j if j in seen[i] else np.nan for j in range(6)] for i in range(3)], np.float32)
+    np.testing.assert_array_equal(train.loss[:3], value)
+    states = np.stack([value, -value], axis=-1)[:, None].repeat(2, axis=1).astype(np.float16)
+    states[0] = np.nan
+    np.testing.assert_array_equal(train.hidden_states[:3], states)
+    gradients = np.stack([value, value + 1, value + 2], axis=-1)[:, None].repeat(2, axis=1)
+    np.testing.assert_array_equal(train.array("head_gradients")[:3], gradients)
+    for name in ("token_logprob", "token_prediction"):
+        for index in range(3):
+            found = [row.tolist() for row in train.ragged(name)[index]]
+            assert found == [[100 * index + 10 * j + i for i in range(j)] if j in seen[index] else [] for j in range(6)]
+
+
+def test_every_token_is_what_was_written(run_of_tokens):
+    train = run_of_tokens.train
+    check_tokens(train)
+    assert [record.attributes.get("dropped") for record in train.passes] == [["hidden_states"], None, None]
+    assert verify(run_of_tokens.path) == []
+
+
+def test_zarr_reads_the_values_of_an_example(run_of_tokens):
+    group = zarr.open_group(run_of_tokens.path, mode="r")["train/token_logprob"]
+    begin, end = group["offsets"][1, 3], group["offsets"][1, 4]
+    np.testing.assert_array_equal(group["values"][1, begin:end], [130, 131, 132])
+    assert group["offsets"].metadata.dimension_names == ("epoch", "offset")
+
+
+def test_a_later_writer_goes_on_with_tokens(run_of_tokens):
+    writer = create_run(run_of_tokens.path, {}, start_step=3, resume=True)
+    writer.seal("train", 2)
+    writer.begin_pass("train", 3, {"epoch": 3, "step": 3})
+    writer.log("train", rows_of([3], 3, hidden=2))
+    writer.close()
+    train = run_of_tokens.train
+    assert [record.sealed for record in train.passes] == [True, True, True, False]
+    np.testing.assert_array_equal(np.isnan(train.hidden_states[:3]).all((1, 2, 3)), [True, True, False])
+    assert train.ragged("token_logprob")[2, 5].tolist() == [250, 251, 252, 253, 254]

