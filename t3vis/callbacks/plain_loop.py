@@ -16,6 +16,7 @@ from accelerate.utils import extract_model_from_parallel
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.trainer_utils import IntervalStrategy, has_length
 
 from t3vis.callbacks.batches import Batch
@@ -25,6 +26,7 @@ from t3vis.callbacks.gates import GateGradients
 from t3vis.callbacks.hooks import Capture, called_module
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
+from t3vis.callbacks.trainers import shifts_labels
 from t3vis.errors import ConfigurationError, RecordingError
 from t3vis.store.codecs import Compression
 from t3vis.store.durable import Durability
@@ -44,6 +46,10 @@ class Loop:
         self.label_names = list(_LABELS)
         self.args = SimpleNamespace(process_index=0, world_size=1, eval_strategy=IntervalStrategy.NO)
         self.state = SimpleNamespace(global_step=global_step, epoch=0.0, num_train_epochs=1)
+        is_shifted = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+        self._loss_shifts_labels = is_shifted and not getattr(
+            getattr(model, "config", None), "is_encoder_decoder", False
+        )
 
 
 class Recorder:
@@ -211,7 +217,7 @@ class Recorder:
         ids
             Shape (n,): row numbers in the dataset, in the order of the batch.
         labels, attention_mask
-            Those that the model is called with, if it is not called with them.
+            As the model takes them, if it is not called with them.
         global_step
             Optimizer steps completed before this one, where several micro-batches make one; else each step in an
             epoch counts as one.
@@ -295,6 +301,7 @@ class Recorder:
             mask=given.get("attention_mask") if batch.mask is None else batch.mask,
             main=main,
             position_ids=given.get("position_ids"),
+            shifted=shifts_labels(cast(Trainer, self._loop)),
         )
         if batch.training and batch.labels is None and self._session.is_first("train"):
             raise ConfigurationError("the model was called without labels; pass them: recorder.step(ids, labels=...).")

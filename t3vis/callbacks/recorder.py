@@ -78,8 +78,8 @@ class RecorderCallback(TrainerCallback):
     durability
         What a flushed row survives: the death of the ``"process"``, or with ``"fsync"`` also a loss of power.
     keep_epochs
-        Keep the hidden states of so many last epochs (and evaluations, and probes) only, for want of disk; all else is kept of
-        every epoch. ``None`` keeps them all.
+        Keep the hidden states of so many last epochs (and evaluations, and probes) only, for want of disk; all else is
+        kept of every epoch. ``None`` keeps them all.
     probe
         A dataset, or ``"train"`` for the training set, of which a pass in eval mode is recorded between the steps of
         the training, as the split ``probe``; nothing of the training is disturbed. One of its own is numbered by its

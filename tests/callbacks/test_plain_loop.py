@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from t3vis import ConfigurationError, Recorder, RecordingError, open_run
 from tests.callbacks.test_non_interference import assert_same_weights, with_dropout
@@ -59,6 +60,25 @@ def test_each_row_is_that_of_its_example(kind: str, tmp_path: Path) -> None:
     check_training(run.train, model, ROWS, n_steps=11)
     assert run.train.attributes["arrays"]["loss"]["trained_objective"] == "that of the loop"
     assert run.missing_rows == 0
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_causal_language_model(kind: str, tmp_path: Path) -> None:
+    """The label of a token is the one that follows it, as the model's own loss has it."""
+
+    def own_tokens(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+    model = tiny_model(kind, auto=AutoModelForCausalLM).train()
+    with Recorder(tmp_path / "run.zarr", model, dataset=PlainDataset(ROWS)) as recorder, recorder.epoch(0):
+        for ids, batch in batches(ROWS, seed=0):
+            with recorder.step(ids):
+                model(**own_tokens(batch))
+    loss = open_run(tmp_path / "run.zarr").train.loss[0]
+    model.eval()
+    with torch.no_grad():
+        expected = [float(model(**own_tokens(pad([row]))).loss) for row in ROWS]
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
 def positional(model: Any, batch: dict[str, Tensor]) -> Any:
