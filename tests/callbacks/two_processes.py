@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.distributed import all_gather_object
 
-from t3vis import ConfigurationError, RecorderCallback
+from t3vis import ConfigurationError, Recorder, RecorderCallback
 from tests.callbacks.tiny import (
     NumberedStream,
     PlainDataset,
@@ -96,7 +96,13 @@ def is_interrupted(directory: Path, name: str) -> Path:
 
 
 def main(directory: Path, what: str) -> None:
-    if what == "probe":
+    if what == "loop":
+        torch.distributed.init_process_group("gloo")
+        try:
+            Recorder(directory / "run.zarr", tiny_model(), dataset=as_dataset(tiny_rows()))
+        except ConfigurationError as error:
+            (directory / f"refused{torch.distributed.get_rank()}").write_text(str(error))
+    elif what == "probe":
         for name, probe in (("plain", None), ("probed", "train")):
             torch.manual_seed(5)
             dropout = tiny_model(hidden_dropout_prob=0.3)
@@ -109,7 +115,7 @@ def main(directory: Path, what: str) -> None:
     elif what == "fsdp":
         layers = {"transformer_layer_cls_to_wrap": "BertLayer"}
         settings = {"eval_dataset": held_out(), "eval_strategy": "epoch"}
-        trains(directory, "fsdp", heads=True, fsdp=True, fsdp_config=layers, **settings).train()
+        trains(directory, "fsdp", heads=True, probe="train", fsdp=True, fsdp_config=layers, **settings).train()
     else:
         lives(directory)
         for name, settings in SETTINGS.items():
