@@ -46,10 +46,9 @@ class Loop:
         self.label_names = list(_LABELS)
         self.args = SimpleNamespace(process_index=0, world_size=1, eval_strategy=IntervalStrategy.NO)
         self.state = SimpleNamespace(global_step=global_step, epoch=0.0, num_train_epochs=1)
-        is_shifted = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
-        self._loss_shifts_labels = is_shifted and not getattr(
-            getattr(model, "config", None), "is_encoder_decoder", False
-        )
+        is_shifted = LOSS_MAPPING.get(getattr(model, "loss_type", "")) is ForCausalLMLoss
+        config = getattr(model, "config", None)
+        self._loss_shifts_labels = is_shifted and not getattr(config, "is_encoder_decoder", False)
 
 
 class Recorder:
