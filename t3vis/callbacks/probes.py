@@ -113,7 +113,7 @@ def _random_states_kept() -> Iterator[None]:
 
 @contextmanager
 def _casts_kept() -> Iterator[None]:
-    """Within an autocast of the user's, which keeps casts of weights: one that was made here would have no gradient."""
+    """Within an autocast of the user's, which keeps casts of weights: leave none, and take no old ones."""
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

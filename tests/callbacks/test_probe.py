@@ -32,6 +32,7 @@ from tests.callbacks.tiny import (
     as_dataset,
     check_pass,
     held_out,
+    pad,
     recorded,
     refusal,
     tiny_model,
@@ -259,7 +260,7 @@ def test_a_resumed_training_is_not_disturbed(tmp_path: Path) -> None:
 
 
 def test_a_training_within_autocast_of_the_users_own(tmp_path: Path) -> None:
-    """Weights that are cast without a gradient must not be what the next step trains on."""
+    """Casts of weights are kept as long as it lasts: a probe leaves none behind, and sees the weights as they are."""
     weights = []
     for recorder in (None, RecorderCallback(tmp_path / "run.zarr", probe="train")):
         trainer = tiny_trainer(tmp_path / "out", recorder, model=with_dropout(), **LEARNING)
@@ -267,6 +268,11 @@ def test_a_training_within_autocast_of_the_users_own(tmp_path: Path) -> None:
             trainer.train()
         weights.append(trainer.model)
     assert_same_weights(*weights)
+    logits, model = open_run(tmp_path / "run.zarr").evals["probe"].logits, weights[1].eval()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        now = model(**pad(tiny_rows())).logits.float()
+    assert np.abs(logits[0] - now.numpy()).max() > 0.5
+    np.testing.assert_allclose(logits[2], now, atol=0.1)
 
 
 @pytest.mark.parametrize("how", ["by the Trainer", "by the user"])
