@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from t3vis.errors import ConfigurationError
+
+_SPANS = ("start_positions", "end_positions")  # as transformers calls the labels of extracted answers
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,32 @@ class Batch:
         ends = torch.tensor(self.lengths, device=columns.device).cumsum(0)
         example = torch.searchsorted(ends, columns, right=True)
         return example, columns - (ends - ends.new_tensor(self.lengths))[example]
+
+
+def batch_of(
+    ids: Tensor,
+    inputs: Mapping[str, Any],
+    model: Any,
+    label_names: Iterable[str],
+    *,
+    training: bool,
+    paired: bool = False,
+    shifted: bool = False,
+) -> Batch:
+    """The batch of what a model is called with, by transformers' names; labels by the first name that is there."""
+    spans = [inputs[name] for name in _SPANS if inputs.get(name) is not None]
+    return Batch(
+        ids,
+        next((inputs[name] for name in label_names if inputs.get(name) is not None), None),
+        inputs.get("attention_mask"),
+        inputs.get(getattr(model, "main_input_name", "input_ids")),
+        training,
+        position_ids=inputs.get("position_ids"),
+        paired=paired,
+        shifted=shifted,
+        spans=torch.stack(spans, 1) if len(spans) == len(_SPANS) else None,
+        decoder_mask=inputs.get("decoder_attention_mask"),
+    )
 
 
 def wrong_number_of_rows(found: int, what: str, n_examples: int) -> ConfigurationError:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from t3vis.callbacks.tasks import Task
 from t3vis.errors import ConfigurationError
@@ -30,6 +33,12 @@ def check_trainer(trainer: Trainer) -> None:
             "packing=True cannot be recorded: each row of the packed dataset is made of parts of several examples; "
             "pass packing=False, with padding_free=True for batches without padding."
         )
+
+
+def checkpoint_of(trainer: Trainer) -> Path:
+    """Where the Trainer saves its model at this step."""
+    folder = trainer._get_output_dir(trial=getattr(trainer, "_trial", None))
+    return Path(folder, f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}")
 
 
 def pairs_examples(trainer: Trainer) -> bool:
