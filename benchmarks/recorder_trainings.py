@@ -98,7 +98,7 @@ def recorder(folder: Path, options: argparse.Namespace) -> t3vis.RecorderCallbac
     return t3vis.RecorderCallback(folder / "run.zarr", heads=options.way == "heads", on_error="raise")
 
 
-def found_in(trainer: Trainer, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def found_in(trainer: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """A hash of the weights; of a run that all is in it, and how large it is."""
     digest = hashlib.blake2b()
     for tensor in trainer.model.state_dict().values():
