@@ -153,7 +153,7 @@ def classifier(name: str) -> Any:
     if weights:
         return AutoModelForSequenceClassification.from_pretrained(weights, num_labels=N_CLASSES)
     config = AutoConfig.for_model("bert", vocab_size=30522, num_labels=N_CLASSES, **CONFIGS[name])
-    return AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    return AutoModelForSequenceClassification.from_config(config)
 
 
 def minilm_weights() -> str | None:
