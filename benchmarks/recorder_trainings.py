@@ -137,7 +137,7 @@ def peak_of_a_step(trainer: Trainer) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         trainer.train()
     alive = most = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             alive += event.nbytes()
             most = max(most, alive)
@@ -153,7 +153,7 @@ def classifier(name: str) -> Any:
     if weights:
         return AutoModelForSequenceClassification.from_pretrained(weights, num_labels=N_CLASSES)
     config = AutoConfig.for_model("bert", vocab_size=30522, num_labels=N_CLASSES, **CONFIGS[name])
-    return AutoModelForSequenceClassification.from_config(config)
+    return AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
 
 
 def minilm_weights() -> str | None:
