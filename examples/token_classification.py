@@ -39,7 +39,16 @@ DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "ewt"
 MAX_TOKENS = 128
 IGNORED = -100
 
-Sentence = list[tuple[str, str]]
+
+class Word(NamedTuple):
+    """A word, its part of speech, and whether the treebank says itself that it is misspelt or split in two."""
+
+    form: str
+    tag: str
+    is_misspelt: bool
+
+
+Sentence = list[Word]
 
 
 class Doubt(NamedTuple):
@@ -50,11 +59,15 @@ class Doubt(NamedTuple):
 
 
 def sentences(path: Path) -> Iterator[Sentence]:
-    """Words and parts of speech of each sentence; tokens of several words, and empty ones, are left out."""
+    """The words of each sentence; tokens of several words, and empty ones, are left out."""
     for file in sorted(path.glob("*.conllu")) if path.is_dir() else [path]:
         for block in file.read_text(encoding="utf-8").strip().split("\n\n"):
             fields = [line.split("\t") for line in block.splitlines() if not line.startswith("#")]
-            yield [(field[1], field[3]) for field in fields if field[0].isdigit()]
+            yield [
+                Word(field[1], field[3], "Typo=Yes" in field[5] or field[7] == "goeswith")
+                for field in fields
+                if field[0].isdigit()
+            ]
 
 
 def trained_tokenizer(corpus: Sequence[Sentence]) -> PreTrainedTokenizerBase:
@@ -63,7 +76,7 @@ def trained_tokenizer(corpus: Sequence[Sentence]) -> PreTrainedTokenizerBase:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(vocab_size=4000, special_tokens=["[PAD]", "[UNK]"], show_progress=False)
-    tokenizer.train_from_iterator((word for sentence in corpus for word, _ in sentence), trainer)
+    tokenizer.train_from_iterator((word.form for sentence in corpus for word in sentence), trainer)
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
     )
@@ -71,7 +84,7 @@ def trained_tokenizer(corpus: Sequence[Sentence]) -> PreTrainedTokenizerBase:
 
 def encoded(corpus: Sequence[Sentence], tags: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """The examples: the first piece of each word has its tag, and ``words`` says which word each piece is of."""
-    words = [[word for word, _ in sentence] for sentence in corpus]
+    words = [[word.form for word in sentence] for sentence in corpus]
     pieces = tokenizer(words, is_split_into_words=True, truncation=True, max_length=MAX_TOKENS)
     rows = []
     for number, sentence in enumerate(corpus):
@@ -82,7 +95,7 @@ def encoded(corpus: Sequence[Sentence], tags: Sequence[str], tokenizer: PreTrain
                 "input_ids": pieces["input_ids"][number],
                 "attention_mask": pieces["attention_mask"][number],
                 "labels": [
-                    tags.index(sentence[word][1]) if first else IGNORED
+                    tags.index(sentence[word].tag) if first else IGNORED
                     for word, first in zip(of_piece, is_first, strict=True)
                 ],
                 "words": [-1 if word is None else word for word in of_piece],
@@ -110,7 +123,7 @@ def train(data: Path, out: Path, model_name: str | None, n_epochs: int) -> tuple
     """Train with the recorder."""
     set_seed(0)
     corpus = list(sentences(data))
-    tags = sorted({tag for sentence in corpus for _, tag in sentence})
+    tags = sorted({word.tag for sentence in corpus for word in sentence})
     names = dict(enumerate(tags))
     if model_name is None:
         tokenizer = trained_tokenizer(corpus)
@@ -142,17 +155,17 @@ def train(data: Path, out: Path, model_name: str | None, n_epochs: int) -> tuple
 
 
 def doubts(table: TokenTable, corpus: Sequence[Sentence], tags: Sequence[str], dataset: Dataset) -> Iterator[Doubt]:
-    """The annotations that the model does not share, those with the lowest confidence first."""
-    given = Counter((word.lower(), tag) for sentence in corpus for word, tag in sentence)
+    """The annotations of well-formed words that the model does not share, those with the lowest confidence first."""
+    given = Counter((word.form.lower(), word.tag) for sentence in corpus for word in sentence)
     words = list(dataset["words"])
     for row in table.hardest(len(table.example)):
         example, predicted = int(table.example[row]), tags[table.prediction[row]]
         number = words[example][table.position[row]]
-        word, tag = corpus[example][number]
-        if tag != predicted:
-            n_given, n_predicted = (given[word.lower(), each] for each in (tag, predicted))
-            around = " ".join(each for each, _ in corpus[example][max(number - 4, 0) : number + 5])
-            doubt = f"{word}: {tag} ({n_given}), or {predicted} ({n_predicted})?"
+        word = corpus[example][number]
+        if word.tag != predicted and not word.is_misspelt:
+            n_given, n_predicted = (given[word.form.lower(), tag] for tag in (word.tag, predicted))
+            around = " ".join(each.form for each in corpus[example][max(number - 4, 0) : number + 5])
+            doubt = f"{word.form}: {word.tag} ({n_given}), or {predicted} ({n_predicted})?"
             yield Doubt(f"{table.data_map.confidence[row]:.4f}  {doubt}  {around}", n_predicted)
 
 
