@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 
 from t3vis import ConfigurationError, Recorder, RecordingError, open_run
 from tests.callbacks.test_non_interference import assert_same_weights, with_dropout
-from tests.callbacks.test_processes import launch
 from tests.callbacks.tiny import (
     NumberedStream,
     OwnModel,
@@ -350,13 +349,6 @@ def test_training_without_labels(begun: tuple[Recorder, Any]) -> None:
     recorder, model = begun
     with recorder.epoch(0), pytest.raises(ConfigurationError, match="called without labels"), recorder.step([0]):
         logits_only(model, pad(ROWS[:1]))
-
-
-def test_several_processes(tmp_path: Path) -> None:
-    launch(tmp_path, "loop")
-    messages = [(tmp_path / f"refused{rank}").read_text() for rank in (0, 1)]
-    assert all(message.startswith("a loop of 2 processes cannot be recorded by Recorder") for message in messages)
-    assert not (tmp_path / "run.zarr").exists()
 
 
 @pytest.mark.parametrize(
