@@ -6,6 +6,7 @@ closed. The colours hold for colour-blind readers, and markers and sizes repeat 
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from t3vis.analysis.data_map import DataMap
 
-__all__ = ["plot_data_map", "plot_trajectories", "write_figure"]
+__all__ = ["as_svg", "plot_data_map", "plot_trajectories", "write_figure"]
 
 CORRECTNESS_COLORS = LinearSegmentedColormap.from_list(
     "t3vis.correctness", ["#9c1127", "#e0603f", "#e9a83b", "#4f9fc8", "#134a8a"]
@@ -114,7 +115,7 @@ def plot_data_map(
         n_levels=data_map.n_epochs if data_map.n_epochs <= MAX_LEVELS else 5,
     )
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=150, facecolor="white")
-    ax = _axes(figure, MAP_LEFT, MAP_BOTTOM, MAP_WIDTH, MAP_HEIGHT)
+    ax = axes_at(figure, MAP_LEFT, MAP_BOTTOM, MAP_WIDTH, MAP_HEIGHT)
     ax.set(xlim=X_LIMITS, ylim=Y_LIMITS)
     if cloud.confidence.size <= max_points:
         _draw_points(ax, cloud)
@@ -123,9 +124,9 @@ def plot_data_map(
     if ringed is not None:
         _draw_rings(ax, data_map, ringed[drawable[ringed]], ringed.size, highlight_label, seed)
     _name_regions(ax, data_map.n_epochs)
-    _style(ax, "variability", "confidence")
+    quieten(ax, "variability", "confidence")
     _draw_histograms(figure, cloud)
-    _write_text(figure, title or "Data map", _footer(data_map, drawable))
+    write_heading(figure, title or "Data map", _footer(data_map, drawable))
     return figure
 
 
@@ -199,6 +200,14 @@ def write_figure(figure: Figure, path: str | Path) -> None:
     # Without a salt the ids in an SVG are random. The salt cannot be passed to savefig.
     with matplotlib.rc_context({"svg.hashsalt": "t3vis"}):
         figure.savefig(path, format=suffix[1:], metadata=undated[suffix])
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as the text of an SVG file, without a background; equal figures give equal text."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "t3vis"}):
+        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    return text.getvalue()
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,7 +380,7 @@ def _draw_histograms(figure: Figure, cloud: Cloud) -> None:
         ("correctness", cloud.steps[cloud.nearest_level], np.linspace(-half, 1 + half, cloud.n_levels + 2)),
     ]
     for row, (name, values, edges) in enumerate(panels):
-        ax = _axes(figure, 7.55, MAP_BOTTOM + 1.66 * (2 - row), 2.25, 1.08)
+        ax = axes_at(figure, 7.55, MAP_BOTTOM + 1.66 * (2 - row), 2.25, 1.08)
         floor = np.zeros(edges.size - 1)
         for level, step in enumerate(cloud.steps):
             # Rounding can leave a mean of ones a hair above one, where a histogram would drop it.
@@ -385,7 +394,7 @@ def _draw_histograms(figure: Figure, cloud: Cloud) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(_short))
         if name == "correctness":
             ax.set_xticks(cloud.steps, [f"{step:.2g}" for step in cloud.steps])
-        _style(ax, name, "examples")
+        quieten(ax, name, "examples")
 
 
 def _footer(data_map: DataMap, drawable: NDArray[np.bool_]) -> str:
@@ -414,7 +423,7 @@ def _draw_trajectories(gold_probs: NDArray[np.float64], captions: Sequence[str],
     for panel, caption in enumerate(captions):
         row, column = divmod(panel, n_columns)
         panel_width = (width - 0.7) / n_columns
-        ax = _axes(figure, 0.65 + column * panel_width, height - 2.2 - 1.95 * row, panel_width - 0.25, 1.2)
+        ax = axes_at(figure, 0.65 + column * panel_width, height - 2.2 - 1.95 * row, panel_width - 0.25, 1.2)
         ax.plot(epochs, np.delete(gold_probs, panel, axis=1), color=PALE, linewidth=1)
         ax.plot(epochs, gold_probs[:, panel], color=CORRECTNESS_COLORS(1.0), marker="o", markersize=4, clip_on=False)
         ax.set_title(caption, loc="left", fontsize=8.5, color=INK, parse_math=False)
@@ -422,8 +431,8 @@ def _draw_trajectories(gold_probs: NDArray[np.float64], captions: Sequence[str],
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         is_lowest = panel + n_columns >= len(captions)
         ax.tick_params(labelbottom=is_lowest, labelleft=column == 0)
-        _style(ax, "epoch" if is_lowest else "", "probability" if column == 0 else "")
-    _write_text(figure, title or "Gold-label probability by epoch", "")
+        quieten(ax, "epoch" if is_lowest else "", "probability" if column == 0 else "")
+    write_heading(figure, title or "Gold-label probability by epoch", "")
     return figure
 
 
@@ -510,13 +519,13 @@ def _legend(
     ax.add_artist(legend)
 
 
-def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+def axes_at(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
     """Axes at a place in inches."""
     across, up = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
-def _style(ax: Axes, x_label: str, y_label: str) -> None:
+def quieten(ax: Axes, x_label: str, y_label: str) -> None:
     """Make the axes quiet: no box, thin grey lines."""
     ax.set_facecolor("none")
     ax.set_axisbelow(True)
@@ -528,7 +537,7 @@ def _style(ax: Axes, x_label: str, y_label: str) -> None:
     ax.set_ylabel(y_label, color=INK, fontsize=10.5)
 
 
-def _write_text(figure: Figure, title: str, footer: str) -> None:
+def write_heading(figure: Figure, title: str, footer: str) -> None:
     """Write heading and footer, in which a dollar sign is a dollar sign and starts no formula."""
     width, height = figure.get_size_inches()
     plain = {"x": 0.2 / width, "ha": "left", "parse_math": False}

@@ -160,15 +160,14 @@ def _heat_map(
     width, height = cell * len(columns), cell * len(rows)
     figure = Figure(figsize=(max(width + 2.2, 5.2), height + 1.75), dpi=150, facecolor="white")
     ax = _axes(figure, 0.85, 0.95, width, height)
-    image = ax.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    image = ax.imshow(values, cmap="cividis_r", vmin=low, vmax=high, aspect="auto")
     ax.set_xlabel(names[1], color=INK, fontsize=10)
     ax.set_ylabel(names[0], color=INK, fontsize=10)
     _number_ticks(ax, rows, columns)
     if values.size <= MAX_CELLS_WITH_NUMBERS:
         for (i, j), value in np.ndenumerate(values):
             if not np.isnan(value):
-                # Cividis is dark below its middle.
-                is_dark = value < (low + high) / 2
+                is_dark = value > (low + high) / 2
                 ax.text(j, i, _short(value), ha="center", va="center", fontsize=8, color="white" if is_dark else INK)
     bar = _axes(figure, 0.85 + width + 0.2, 0.95, 0.16, height)
     figure.colorbar(image, cax=bar)

@@ -19,8 +19,11 @@ from t3vis.analyze import (
 )
 from t3vis.errors import AnalysisError
 from t3vis.findings import class_rows, findings
+from t3vis.store.commits import thin
+from t3vis.store.examples import Columns, ExamplesWriter
 from t3vis.store.reader import Run
 from t3vis.store.results import read_result
+from t3vis.store.seal import seal_pass
 from t3vis.store.writer import create_run
 
 N_LAYERS, HIDDEN = 3, 6
@@ -38,6 +41,8 @@ def recorded(
     n_outputs: int = 3,
     hidden: bool = True,
     logits: bool = True,
+    texts: list[str] | None = None,
+    class_names: list[str] | None = None,
     spoil=lambda rows: None,
 ) -> Run:
     """A run whose logits and hidden states follow the labels more from epoch to epoch."""
@@ -49,7 +54,11 @@ def recorded(
     name = "train" if kind == "train" else "eval"
     writer.add_split(name, {"kind": kind, "mode": kind, "n_examples": n_examples, "fingerprint": "f"})
     arrays = {"hidden_states": {"layers": list(range(N_LAYERS))}} if hidden else {}
-    writer.describe(name, {"task": task, "class_names": None, "arrays": arrays})
+    writer.describe(name, {"task": task, "class_names": class_names, "arrays": arrays})
+    if texts is not None:
+        examples = ExamplesWriter(path / name / "examples", n_examples)
+        examples.add(Columns(texts={"text": texts}))
+        examples.close()
     drawn = rng.normal(size=(n_examples, HIDDEN))
     for epoch in epochs:
         writer.begin_pass(name, epoch, {"epoch": epoch, "step": 5 * epoch})
@@ -73,6 +82,8 @@ def recorded(
         spoil(rows)
         writer.log(name, rows)
     writer.close()
+    for epoch in epochs:
+        seal_pass(path, name, epoch)
     return open_run(path)
 
 
@@ -134,6 +145,32 @@ def test_only_what_is_stale_is_computed_again(tmp_path):
     writer.close()
     findings(run, run.train)
     assert all(stamps(run)[name] != after[name] for name in RESULTS)
+
+
+def test_what_is_in_progress_is_no_end_of_a_change(tmp_path):
+    run = recorded(tmp_path / "run.zarr")
+    before = analyzed_drift(run, run.train)
+    writer = create_run(run.path, {}, start_step=15, resume=True)
+    writer.begin_pass("train", 3, {"epoch": 3, "step": 15})
+    states = np.ones((N_LAYERS, 1, HIDDEN), np.float16)
+    writer.log("train", {"example": np.array([4]), "step": np.array([15]), "hidden_states": states})
+    writer.close()
+    after = analyzed_drift(run, run.train)
+    assert after.passes == (0, 2)
+    np.testing.assert_array_equal(after.cka, before.cka)
+    assert analyzed_separability(run, run.train).passes == [0, 1, 2]
+    assert np.isfinite(analyzed_outliers(run, run.train).knn_distance).all()
+
+
+def test_states_that_are_no_longer_kept_are_not_asked_for(tmp_path):
+    run = recorded(tmp_path / "run.zarr")
+    thin(run.path / "train", 0)
+    assert analyzed_drift(run, run.train).passes == (1, 2)
+    assert analyzed_separability(run, run.train).passes == [1, 2]
+    run = recorded(tmp_path / "short.zarr", epochs=(0, 1))
+    thin(run.path / "train", 0)
+    with pytest.raises(AnalysisError, match="hidden states of a single pass"):
+        analyzed_drift(run, run.train)
 
 
 def test_evaluations_are_kept_apart_from_training(tmp_path):
@@ -231,7 +268,7 @@ def test_nothing_recorded_yet_is_an_error(tmp_path):
 def test_a_single_pass_has_no_drift(tmp_path):
     run = recorded(tmp_path / "run.zarr", epochs=(0,))
     (line,) = [line for line in findings(run, run.train) if "not computed" in line]
-    assert line.endswith("holds a single pass; change needs two.")
+    assert line.endswith("holds hidden states of a single pass; change needs two.")
 
 
 @pytest.mark.parametrize(("task", "map_of"), [("multi_label", multi_label_map), ("regression", regression_map)])

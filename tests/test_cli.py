@@ -62,6 +62,7 @@ def example_of(command: argparse.ArgumentParser) -> list[str]:
         "classes",
         "select",
         "plot",
+        "report",
         "project",
         "verify",
         "repair",
@@ -89,6 +90,7 @@ def test_every_command_is_tested_above() -> None:
             "push",
             "rank",
             "repair",
+            "report",
             "select",
             "suspects",
         ),
@@ -262,6 +264,16 @@ def test_plot_writes_beside_the_run(in_demo_folder: Path, capsys) -> None:
     written = Path("runs/demo-train-data-map.png")
     assert str(written) in capsys.readouterr().out
     assert written.read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_is_written_beside_the_run(in_demo_folder: Path, capsys) -> None:
+    assert main(["report", str(RUN)]) == 0
+    written = Path("runs/demo-report.html")
+    size = written.stat().st_size / 1e6
+    assert capsys.readouterr().out == f"report written to {written} ({size:.1f} MB); open it in a browser\n"
+    assert f"<title>{RUN.name}: t3vis report</title>" in written.read_text()
+    assert main(["report", str(RUN), "--output", "no/such/report.html"]) == 1
+    assert "no/such/report.html cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["layers", "drift", "classes"])

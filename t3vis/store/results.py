@@ -89,6 +89,11 @@ def read_result(run: schema.Node, split: str, name: str) -> Result | None:
     return Result(columns, schema.read_metadata(group)["attributes"])
 
 
+def result_names(run: schema.Node, split: str) -> list[str]:
+    """Names of the results that are there of a split."""
+    return sorted(node.parent.name for node in (run / "analysis" / split).glob("*/zarr.json"))
+
+
 def remove_result(run: Path, split: str, name: str) -> None:
     """Remove the result of that name, if there is one; its metadata goes first."""
     group = run / "analysis" / split / name
