@@ -397,7 +397,7 @@ class _Maps:
         what: dict[str, Any],
         dims: tuple[str, ...] = ("example",),
     ) -> Result:
-        made = Result(columns, {"provenance": provenance, **what})
+        made = Result(columns, {"mode": provenance["mode"], "provenance": provenance, **what})
         self._results[name] = made
         if isinstance(self._run.path, Path):  # a copy at a URL is read only
             write_result(

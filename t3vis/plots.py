@@ -1,4 +1,4 @@
-"""Matplotlib figures of the analyses: the data map, and the trajectories of single examples.
+"""Matplotlib figures of the analyses: the data map, and what all figures share.
 
 They are built on `matplotlib.figure.Figure`, never through pyplot: nothing global changes and nothing has to be
 closed. The colours hold for colour-blind readers, and markers and sizes repeat what the colours say.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
     from t3vis.analysis.data_map import DataMap
 
-__all__ = ["as_svg", "plot_data_map", "plot_trajectories", "write_figure"]
+__all__ = ["as_svg", "plot_data_map", "write_figure"]
 
 CORRECTNESS_COLORS = LinearSegmentedColormap.from_list(
     "t3vis.correctness", ["#9c1127", "#e0603f", "#e9a83b", "#4f9fc8", "#134a8a"]
@@ -50,10 +49,10 @@ MAP_LEFT, MAP_BOTTOM, MAP_WIDTH, MAP_HEIGHT = 0.72, 0.92, 6.0, 4.4
 LEGEND_ROW = HEIGHT - 0.72
 X_LIMITS, Y_LIMITS = (-0.015, 0.515), (-0.045, 1.045)
 N_HEXAGONS_ACROSS = 58
-MAX_RINGS = 10_000
+MAX_RINGS = 1_000
+"""More rings than this paint over the map."""
 MAX_VECTOR_MARKERS = 2_000
 """More markers than this are an image inside an SVG or PDF: 25,000 of them would take megabytes."""
-MAX_TRAJECTORIES = 12
 
 
 def plot_data_map(
@@ -84,7 +83,7 @@ def plot_data_map(
     max_points
         The most examples to be drawn one by one.
     seed
-        Picks the rings to draw if there are more than 10,000; the legend then says so.
+        Picks the rings to draw if there are more than 1,000; the legend then says so.
 
     Raises
     ------
@@ -107,7 +106,7 @@ def plot_data_map(
             f"none of the {drawable.size:,} examples can be drawn: each was never seen or has no label; "
             "pass the data map of a split with labelled examples, after some training."
         )
-    ringed = None if highlight is None else np.unique(_example_ids(highlight, drawable.size))
+    ringed = None if highlight is None else np.unique(example_ids(highlight, drawable.size))
     cloud = Cloud(
         data_map.variability[drawable],
         data_map.confidence[drawable],
@@ -128,54 +127,6 @@ def plot_data_map(
     _draw_histograms(figure, cloud)
     write_heading(figure, title or "Data map", _footer(data_map, drawable))
     return figure
-
-
-def plot_trajectories(
-    gold_probs: ArrayLike,
-    *,
-    ids: Sequence[int] | NDArray[np.integer],
-    names: Sequence[str] | None = None,
-    title: str | None = None,
-) -> Figure:
-    """Gold-label probability over the epochs, one small panel per example, the others in grey behind it.
-
-    Parameters
-    ----------
-    gold_probs
-        Shape (n_epochs, n_examples), in [0, 1]; NaN in an epoch in which the example was not seen leaves a gap.
-    ids
-        The examples to draw, in this order: 1 to 12 columns of ``gold_probs``.
-    names
-        Their texts, one for each id, shortened to two lines.
-    title
-        Heading of the figure.
-
-    Raises
-    ------
-    AnalysisError
-        If ``gold_probs`` is not two-dimensional, has no epoch, or has values outside [0, 1]; if there are no ids,
-        more than 12, or one out of range; if there are not as many names as ids.
-    """
-    probs = np.asarray(gold_probs, dtype=np.float64)
-    if probs.ndim != 2 or probs.shape[0] == 0:
-        raise AnalysisError(
-            f"gold_probs must have shape (n_epochs, n_examples) with at least one epoch, not {probs.shape}; "
-            "pass the probabilities of the gold label only."
-        )
-    chosen = _example_ids(ids, probs.shape[1])
-    if not 1 <= chosen.size <= MAX_TRAJECTORIES:
-        raise AnalysisError(f"ids has {chosen.size} examples; choose 1 to {MAX_TRAJECTORIES} to draw.")
-    if names is not None and len(names) != chosen.size:
-        raise AnalysisError(f"names has {len(names)} texts but ids has {chosen.size}; pass one text for each id.")
-    lines = probs[:, chosen]
-    if np.any((lines < 0) | (lines > 1 + 1e-6)):  # a softmax in float32 can end a hair above one
-        raise AnalysisError(
-            f"gold_probs has values in [{np.nanmin(lines):g}, {np.nanmax(lines):g}] but probabilities lie in "
-            "[0, 1]; pass probabilities, not logits."
-        )
-    texts = [""] * chosen.size if names is None else names
-    captions = [_caption(example_id, text) for example_id, text in zip(chosen, texts, strict=True)]
-    return _draw_trajectories(lines, captions, title)
 
 
 def write_figure(figure: Figure, path: str | Path) -> None:
@@ -413,36 +364,7 @@ def _footer(data_map: DataMap, drawable: NDArray[np.bool_]) -> str:
     return "  ·  ".join(parts)
 
 
-def _draw_trajectories(gold_probs: NDArray[np.float64], captions: Sequence[str], title: str | None) -> Figure:
-    """Draw each column of `gold_probs`, shape (n_epochs, n_chosen), in a panel of its own."""
-    n_columns = min(4, len(captions))
-    n_rows = -(-len(captions) // n_columns)
-    width, height = max(0.9 + 2.4 * n_columns, 5.0), 1.0 + 1.95 * n_rows
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    epochs = np.arange(gold_probs.shape[0])
-    for panel, caption in enumerate(captions):
-        row, column = divmod(panel, n_columns)
-        panel_width = (width - 0.7) / n_columns
-        ax = axes_at(figure, 0.65 + column * panel_width, height - 2.2 - 1.95 * row, panel_width - 0.25, 1.2)
-        ax.plot(epochs, np.delete(gold_probs, panel, axis=1), color=PALE, linewidth=1)
-        ax.plot(epochs, gold_probs[:, panel], color=CORRECTNESS_COLORS(1.0), marker="o", markersize=4, clip_on=False)
-        ax.set_title(caption, loc="left", fontsize=8.5, color=INK, parse_math=False)
-        ax.set(xlim=(-0.3, epochs[-1] + 0.3), ylim=(0, 1), yticks=(0, 0.5, 1))
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        is_lowest = panel + n_columns >= len(captions)
-        ax.tick_params(labelbottom=is_lowest, labelleft=column == 0)
-        quieten(ax, "epoch" if is_lowest else "", "probability" if column == 0 else "")
-    write_heading(figure, title or "Gold-label probability by epoch", "")
-    return figure
-
-
-def _caption(example_id: int, name: str) -> str:
-    """Write the id above at most two lines of the text."""
-    lines = textwrap.wrap(name, width=32, max_lines=2, placeholder=" …", break_on_hyphens=False)
-    return "\n".join([f"example {example_id}", *lines])
-
-
-def _example_ids(chosen: ArrayLike, n_examples: int) -> NDArray[np.int64]:
+def example_ids(chosen: ArrayLike, n_examples: int) -> NDArray[np.int64]:
     """Ids from a boolean mask or from ids, checked."""
     ids = np.asarray(chosen)
     if ids.dtype == bool and ids.shape != (n_examples,):

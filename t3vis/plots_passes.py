@@ -25,6 +25,7 @@ MARKERS = "osD^vPX<"
 WIDTH = 9.0
 N_COLUMNS = 3
 MAX_NAME = 40
+MAX_LARGE_MARKERS = 20
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def plot_passes(curves: Sequence[Curve], *, title: str | None = None) -> Figure:
                 middle = 0.5 if curve.mode == "train" else 0.0
                 ax.plot(np.asarray(curve.epochs) + middle, curve.figures[name], clip_on=False, **look)
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        ax.set_xlim(left=0)
+        ax.set_xlim(0, max(1.0, *(max(curve.epochs) + 0.5 for curve in shown)))
         quieten(ax, "epochs trained", f"mean {name}" if name == "loss" else name)
     figure.legend(
         handles=[
@@ -100,10 +101,11 @@ def _is_known(curve: Curve, name: str) -> bool:
 def _look(i: int, curve: Curve) -> dict[str, Any]:
     return {
         "color": COLORS[i % len(COLORS)],
-        "marker": MARKERS[i % len(MARKERS)],
+        # Colours come round again with other markers.
+        "marker": MARKERS[(i + i // len(COLORS)) % len(MARKERS)],
         "linestyle": "-" if curve.mode == "train" else "--",
         "linewidth": 1.6,
-        "markersize": 5,
+        "markersize": 5 if len(curve.epochs) <= MAX_LARGE_MARKERS else 2.5,
     }
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from t3vis import open_run
 from t3vis.analysis.data_map import data_map
@@ -14,9 +15,11 @@ from t3vis.analyze import (
     analyzed_difficulty,
     analyzed_drift,
     analyzed_outliers,
+    analyzed_progress,
     analyzed_separability,
     analyzed_suspects,
 )
+from t3vis.analyze_projection import analyzed_projection
 from t3vis.errors import AnalysisError
 from t3vis.findings import class_rows, findings
 from t3vis.store.commits import thin
@@ -107,6 +110,22 @@ def test_each_result_is_what_the_analysis_says_and_says_what_it_is_of(tmp_path):
         assert (attributes["mode"], attributes["fingerprint"], len(attributes["passes"])) == ("train", "f", 3), name
         assert "parameters" in attributes
         assert "t3vis" in attributes
+
+
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_every_array_and_every_result_carries_its_mode(tmp_path, kind):
+    run = recorded(tmp_path / "run.zarr", kind=kind, n_examples=12)
+    split = run.splits[kind]
+    findings(run, split)
+    class_rows(run, split)
+    analyzed_progress(run, split)
+    analyzed_projection(run, split, pass_index=1)
+    assert {split.array(name).attributes["mode"] for name in split.arrays} == {kind}
+    groups = dict(zarr.open_group(run.path / "analysis" / kind, mode="r").groups())
+    assert groups.keys() > {*RESULTS, "progress", "neighbours_p0000_l02", "tsne_p0000_l02_still", "tsne_p0001_l02"}
+    for name, group in groups.items():
+        assert group.attrs["mode"] == kind, name
+        assert {array.attrs["mode"] for _, array in group.arrays()} == {kind}, name
 
 
 def test_what_is_read_from_the_store_is_what_was_computed(tmp_path):
