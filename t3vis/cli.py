@@ -10,6 +10,9 @@ import t3vis
 from t3vis.commands import analyses, demo, figures, info, maps, stores
 from t3vis.errors import T3VisError
 
+INTERRUPTED = 130
+"""Exit status of what Ctrl-C has ended, as shells have it."""
+
 GROUPS = (demo, info, analyses, figures, maps, stores)
 
 
@@ -24,6 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         sys.stderr.close()
         return 1
+    except (OSError, ImportError) as error:  # a disk that cannot be written, an extra that is not installed
+        print(f"t3vis: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("t3vis: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

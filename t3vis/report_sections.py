@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from t3vis.analyze import (
     analyzed_suspects,
 )
 from t3vis.errors import AnalysisError, T3VisError
-from t3vis.findings import class_rows, label_text, ranked_rows, suspect_rows
+from t3vis.findings import RANKED_BY, class_rows, label_text, ranked_rows, suspect_rows
 from t3vis.report_page import (
     Block,
     Cell,
@@ -255,7 +256,9 @@ def _suspects(run: Run, split: Split) -> list[Block]:
             f"{doubtful.size:,} labels are less credible than another. The {len(rows)} most suspicious follow; this "
             "writes as many as you like to a file:"
         ),
-        Command(f"t3vis suspects {run.path} --split {split.name} --top {max(doubtful.size, 1)} --csv suspects.csv"),
+        Command(
+            f"t3vis suspects {shlex.quote(str(run.path))} --split {split.name} --top {max(doubtful.size, 1)} --csv suspects.csv"
+        ),
         Table(shown, meanings=meanings),
         *_confusions(split, suspects, doubtful),
     ]
@@ -303,7 +306,7 @@ def _outliers(run: Run, split: Split) -> list[Block]:
             f"{np.count_nonzero(score > 0.95):,} examples have an outlier score above 0.95: far from their neighbours "
             "and from the class means in the hidden states of the last layer, in the last pass, and high in loss."
         ),
-        _ranking(run, split, "outlier", MEANINGS["outlier_score"]),
+        _ranking(run, split, "outlier"),
     ]
 
 
@@ -357,7 +360,7 @@ def _change(run: Run, split: Split) -> list[Block]:
             + (f" {known.mean():.0%} of the neighbours in the last layer are new." if len(known) else "")
         ),
         drawn(draw, "Linear CKA of every layer in the first pass with every layer in the last"),
-        _ranking(run, split, "moved", MEANINGS["displacement"]),
+        _ranking(run, split, "moved"),
     ]
 
 
@@ -368,7 +371,7 @@ def _map(run: Run, split: Split) -> list[Block]:
     if found is None:
         return [
             Missing("There is no map in the store that is current. This makes one:"),
-            Command(f"t3vis project {run.path} --split {split.name}"),
+            Command(f"t3vis project {shlex.quote(str(run.path))} --split {split.name}"),
         ]
     on_map = np.flatnonzero(np.isfinite(found.coordinates).all(axis=1))
     chosen = on_map
@@ -405,10 +408,10 @@ def _map_title(split: Split, name: str) -> str:
     return f"{split.name}: {METHODS[method]} of layer {int(layer[1:])} in pass {int(index[1:])}"
 
 
-def _ranking(run: Run, split: Split, by: str, meaning: str) -> Table:
+def _ranking(run: Run, split: Split, by: str) -> Table:
     rows = ranked_rows(run, split, by, N_RANKED)
     shown: list[dict[str, Cell]] = [{**row, "text": cut(row["text"])} for row in rows]
-    return Table(shown, caption=f"The first {len(rows)} by: {meaning}")
+    return Table(shown, caption=f"The first {len(rows)} by: {MEANINGS[RANKED_BY[by]]}")
 
 
 def _first(n_all: int, n_shown: int, what: str) -> str:

@@ -15,7 +15,6 @@ from t3vis.analyze import (
     analyzed_difficulty,
     analyzed_drift,
     analyzed_outliers,
-    analyzed_progress,
     analyzed_separability,
     analyzed_suspects,
 )
@@ -30,7 +29,7 @@ from t3vis.store.seal import seal_pass
 from t3vis.store.writer import create_run
 
 N_LAYERS, HIDDEN = 3, 6
-RESULTS = ["data_map", "difficulty", "drift", "label_quality", "layer_drift", "outliers", "separability"]
+RESULTS = ["data_map", "difficulty", "drift", "label_quality", "layer_drift", "outliers", "progress", "separability"]
 
 
 def recorded(
@@ -118,11 +117,10 @@ def test_every_array_and_every_result_carries_its_mode(tmp_path, kind):
     split = run.splits[kind]
     findings(run, split)
     class_rows(run, split)
-    analyzed_progress(run, split)
     analyzed_projection(run, split, pass_index=1)
     assert {split.array(name).attributes["mode"] for name in split.arrays} == {kind}
     groups = dict(zarr.open_group(run.path / "analysis" / kind, mode="r").groups())
-    assert groups.keys() > {*RESULTS, "progress", "neighbours_p0000_l02", "tsne_p0000_l02_still", "tsne_p0001_l02"}
+    assert groups.keys() > {*RESULTS, "neighbours_p0000_l02", "tsne_p0000_l02_still", "tsne_p0001_l02"}
     for name, group in groups.items():
         assert group.attrs["mode"] == kind, name
         assert {array.attrs["mode"] for _, array in group.arrays()} == {kind}, name

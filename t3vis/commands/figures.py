@@ -57,7 +57,7 @@ def _figure(run: Run, split: Split, options: argparse.Namespace) -> Figure:
     from t3vis.plots import plot_data_map
     from t3vis.plots_layers import plot_cka, plot_classes, plot_layers
 
-    title = f"{stem(run)}: {split.name}"
+    title = f"{stem(run)}: {split.name} ({split.attributes['mode']} mode)"
     if options.what == "layers":
         found = analyzed_separability(run, split)
         return plot_layers(found.figures["probe_accuracy"], passes=found.passes, layers=found.layers, title=title)

@@ -16,9 +16,8 @@ def columns(seed):
 
 def test_columns_come_back_as_they_were_and_zarr_reads_them_too(tmp_path):
     new_run(tmp_path)
-    write_result(
-        tmp_path, "train", "data_map", columns(0), meanings=MEANINGS, attributes={"burn_in": 1, "mode": "eval"}
-    )
+    said = {"burn_in": 1, "mode": "eval"}
+    write_result(tmp_path, "train", "data_map", columns(0), meanings=MEANINGS, attributes=said)
     found = read_result(tmp_path, "train", "data_map")
     assert found.attributes == said
     assert found.columns.keys() == MEANINGS.keys()
