@@ -251,14 +251,13 @@ def _suspects(run: Run, split: Split) -> list[Block]:
     meanings = {name.replace("_", " "): MEANINGS[name] for name in ("score", *evidence)}
     meanings["gold probability"] = "probability of the given label, pass by pass, from 0 at the bottom to 1 at the top"
     doubtful = np.flatnonzero(_is_doubtful(suspects))
+    of_split = f"{shlex.quote(str(run.path))} --split {split.name}"
     return [
         Text(
             f"{doubtful.size:,} labels are less credible than another. The {len(rows)} most suspicious follow; this "
             "writes as many as you like to a file:"
         ),
-        Command(
-            f"t3vis suspects {shlex.quote(str(run.path))} --split {split.name} --top {max(doubtful.size, 1)} --csv suspects.csv"
-        ),
+        Command(f"t3vis suspects {of_split} --top {max(doubtful.size, 1)} --csv suspects.csv"),
         Table(shown, meanings=meanings),
         *_confusions(split, suspects, doubtful),
     ]
