@@ -380,6 +380,7 @@ def _provenance(split: Split, parameters: dict[str, Any]) -> dict[str, Any]:
         "t3vis": t3vis.__version__,
         "parameters": parameters,
         "mode": split.attributes["mode"],
+        **{name: split.attributes[name] for name in ("probe",) if name in split.attributes},
         "fingerprint": split.attributes["fingerprint"],
         "passes": passes,
     }

@@ -20,6 +20,8 @@ from t3vis.store import segments
 from t3vis.store.passes import as_path
 from t3vis.store.reader import Run, Split
 
+PROBED = {"train": ", a probe of the training set", "dataset": ", a probe of a dataset of its own"}
+
 
 def write_report(run: Run, path: Path) -> int:
     """Write what is known of a run as one HTML file.
@@ -58,10 +60,7 @@ def report(run: Run) -> str:
     splits = run.splits
     chapters = [
         Chapter("The run", [section("Accuracy and loss", _passes, run), section("What is missing", _gaps, run)]),
-        *(
-            Chapter(f"{split.name}, recorded in {split.attributes['mode']} mode", sections_of(run, split))
-            for split in splits.values()
-        ),
+        *(Chapter(_title(split), sections_of(run, split)) for split in splits.values()),
         Chapter("How it was made", _settings(attributes)),
     ]
     return rendered(Path(str(run.path)).name, about, chapters)
@@ -69,6 +68,11 @@ def report(run: Run) -> str:
 
 def _model_name(model: dict[str, Any]) -> str:
     return " ".join(str(model[key]) for key in ("class", "name") if model.get(key)) or "unknown model"
+
+
+def _title(split: Split) -> str:
+    probed = PROBED.get(split.attributes.get("probe"), "")
+    return f"{split.name}, recorded in {split.attributes['mode']} mode{probed}"
 
 
 def _passes(run: Run) -> list[Block]:

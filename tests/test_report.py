@@ -13,6 +13,7 @@ from t3vis.analyze_projection import analyzed_projection
 from t3vis.errors import ConfigurationError
 from t3vis.report import report, write_report
 from t3vis.report_page import Chapter, Section, Sparkline, Table, Text, rendered
+from t3vis.store.results import read_result
 from t3vis.store.writer import create_run
 from tests.test_analyze import recorded
 
@@ -136,14 +137,16 @@ def test_page_says_what_the_store_says(run, html):
 def test_every_split_has_a_chapter_in_its_own_mode(tmp_path):
     run = recorded(tmp_path / "run.zarr")
     writer = create_run(run.path, {}, start_step=15, resume=True)
-    writer.add_split("eval", {"kind": "eval", "mode": "eval", "n_examples": 5, "fingerprint": "e"})
+    said = {"kind": "eval", "mode": "eval", "probe": "dataset", "n_examples": 5, "fingerprint": "e"}
+    writer.add_split("eval", said)
     writer.describe("eval", {"task": "single_label", "class_names": None, "arrays": {}})
     writer.begin_pass("eval", 0, {"epoch": 3, "step": 15})
     logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]
     writer.log("eval", {"example": np.arange(5), "step": np.full(5, 15), "logits": logits, "labels": np.zeros(5, int)})
     writer.close()
     words = page_of(open_run(run.path)).words
-    assert "eval, recorded in eval mode" in words
+    assert "eval, recorded in eval mode, a probe of a dataset of its own" in words
+    assert read_result(run.path, "eval", "data_map").attributes["probe"] == "dataset"
     assert "eval eval 0 3 0.400" in words  # accuracy of two in five
     assert "Training was resumed from step 15." in words
 
