@@ -423,7 +423,7 @@ def test_what_is_not_installed_is_said_in_one_line(in_demo_folder: Path, monkeyp
 
 
 def test_an_interrupt_ends_with_a_line_and_its_own_status(in_demo_folder: Path, monkeypatch, capsys) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("t3vis.findings.findings", interrupted)
