@@ -10,9 +10,6 @@ import t3vis
 from t3vis.commands import analyses, demo, figures, info, maps, stores
 from t3vis.errors import T3VisError
 
-INTERRUPTED = 130
-"""Exit status of what Ctrl-C has ended, as shells have it."""
-
 GROUPS = (demo, info, analyses, figures, maps, stores)
 
 
@@ -32,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("t3vis: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return 130  # as shells have it
     return 0
 
 
