@@ -139,27 +139,6 @@ def analyzed_projection(
     return _as_projection(f"{method}_{wanted.name}", known)
 
 
-def kept_projection(run: Run, split: Split) -> AnalyzedProjection | None:
-    """The current map in the store of the latest pass, and of its highest layer; ``None`` if there is none."""
-    passes = {record.index: record for record in split.passes}
-    kept = []
-    for name in result_names(run.path, split.name):
-        said = re.fullmatch(r"(tsne|umap|pca)_p(\d+)_l(\d+)", name)
-        if said and int(said[2]) in passes:
-            kept.append((int(said[2]), int(said[3]), said[1] != "pca", name))
-    for pass_index, *_, name in sorted(kept, reverse=True):
-        found = read_result(run.path, split.name, name)
-        if found is not None and _is_of(found.attributes["provenance"], split, passes[pass_index]):
-            return _as_projection(name, found)
-    return None
-
-
-def _is_of(provenance: dict[str, Any], split: Split, record: Pass) -> bool:
-    """Whether a map was made of what is recorded now."""
-    now = [record.index, record.last_step, record.n_seen, record.n_repeated]
-    return bool(provenance["pass"] == now and provenance["fingerprint"] == split.attributes["fingerprint"])
-
-
 @dataclass(frozen=True)
 class _Step:
     """One layer in one pass."""
@@ -492,3 +471,24 @@ def _as_projection(name: str, known: Result) -> AnalyzedProjection:
         quality={name: Estimate(**estimate) for name, estimate in known.attributes["quality"].items()},
         attributes=known.attributes,
     )
+
+
+def kept_projection(run: Run, split: Split) -> AnalyzedProjection | None:
+    """The current map in the store of the latest pass, and of its highest layer; ``None`` if there is none."""
+    passes = {record.index: record for record in split.passes}
+    kept = []
+    for name in result_names(run.path, split.name):
+        said = re.fullmatch(r"(tsne|umap|pca)_p(\d+)_l(\d+)", name)
+        if said and int(said[2]) in passes:
+            kept.append((int(said[2]), int(said[3]), said[1] != "pca", name))
+    for pass_index, *_, name in sorted(kept, reverse=True):
+        found = read_result(run.path, split.name, name)
+        if found is not None and _is_of(found.attributes["provenance"], split, passes[pass_index]):
+            return _as_projection(name, found)
+    return None
+
+
+def _is_of(provenance: dict[str, Any], split: Split, record: Pass) -> bool:
+    """Whether a map was made of what is recorded now."""
+    now = [record.index, record.last_step, record.n_seen, record.n_repeated]
+    return bool(provenance["pass"] == now and provenance["fingerprint"] == split.attributes["fingerprint"])

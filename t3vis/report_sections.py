@@ -234,7 +234,7 @@ def _suspects(run: Run, split: Split) -> list[Block]:
     if not rows:
         return [Missing("no label of an example that was seen is known.")]
     ids = [int(row["example"]) for row in rows]
-    probs = trajectories(split.logits[:, ids], split.labels[ids]).gold_probs.T
+    curves = _gold_curves(split, ids)
     evidence = {"confidence": suspects.self_confidence} | {
         name: values
         for name, values in suspects.as_columns().items()
@@ -243,13 +243,14 @@ def _suspects(run: Run, split: Split) -> list[Block]:
     shown: list[dict[str, Cell]] = [
         {
             **{name: row[name] for name in ("rank", "example", "score", "label", "suggested")},
-            "gold probability": Sparkline(probs[i].tolist()),
+            **({"gold probability": curves[i]} if curves else {}),
             "text, and evidence": Noted(cut(row["text"]), _evidence(evidence, ids[i])),
         }
         for i, row in enumerate(rows)
     ]
     meanings = {name.replace("_", " "): MEANINGS[name] for name in ("score", *evidence)}
-    meanings["gold probability"] = "probability of the given label, pass by pass, from 0 at the bottom to 1 at the top"
+    if curves:
+        meanings["gold probability"] = "of the given label, pass by pass, from 0 at the bottom to 1 at the top"
     doubtful = np.flatnonzero(_is_doubtful(suspects))
     of_split = f"{shlex.quote(str(run.path))} --split {split.name}"
     return [
@@ -263,6 +264,14 @@ def _suspects(run: Run, split: Split) -> list[Block]:
     ]
 
 
+def _gold_curves(split: Split, ids: list[int]) -> list[Sparkline]:
+    """Probability of the given label over the passes, where an example has one label."""
+    if split.attributes["task"] != "single_label":
+        return []
+    probs = trajectories(split.logits[:, ids], split.labels[ids]).gold_probs
+    return [Sparkline(curve) for curve in probs.T.tolist()]
+
+
 def _evidence(columns: dict[str, NDArray[Any]], example: int) -> str:
     said = [f"{name.replace('_', ' ')} {number(values[example])}" for name, values in columns.items()]
     return "  ·  ".join(item.replace(" ", "\u00a0") for item in said)
@@ -271,6 +280,8 @@ def _evidence(columns: dict[str, NDArray[Any]], example: int) -> str:
 def _confusions(split: Split, suspects: Any, doubtful: NDArray[np.intp]) -> list[Block]:
     """Which labels are suggested in the place of which."""
     labels = split.labels
+    if labels.ndim != 1:
+        return []
     pairs = Counter(zip(labels[doubtful].tolist(), suspects.suggested_label[doubtful].tolist(), strict=True))
     rows: list[dict[str, Cell]] = [
         {"label": label_text(split, given), "suggested": label_text(split, suggested), "examples": f"{n:,}"}
