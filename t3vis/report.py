@@ -71,7 +71,7 @@ def _model_name(model: dict[str, Any]) -> str:
 
 
 def _title(split: Split) -> str:
-    probed = PROBED.get(split.attributes.get("probe"), "")
+    probed = PROBED.get(split.attributes.get("probe", ""), "")
     return f"{split.name}, recorded in {split.attributes['mode']} mode{probed}"
 
 
