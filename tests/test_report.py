@@ -159,7 +159,7 @@ def test_odd_runs_have_a_report_that_says_what_it_lacks(tmp_path):
     assert "needs at least two classes" in reasons("one", labels=np.zeros(40, np.int64))
     several = reasons("several", task="multi_label", hidden=False)
     assert "holds no hidden states, which this analysis needs" in several
-    assert "is a multi label task; expected single-label" in several
+    assert "has no classes but several labels or numbers for each example" in several
     blind = reasons("blind", logits=False, epochs=(1,))
     assert "holds no logits, which this analysis needs" in blind
     assert "hidden states of a single pass; change needs two" in blind
