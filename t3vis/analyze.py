@@ -23,6 +23,7 @@ from t3vis.analysis.generalised import multi_label_map, regression_map
 from t3vis.analysis.label_quality import Suspects, suspected_errors
 from t3vis.analysis.nearest import Neighbours, nearest_neighbours, sample_of
 from t3vis.analysis.outliers import Outliers, knn_distance, mahalanobis, outliers
+from t3vis.analysis.passes import pass_figures
 from t3vis.analysis.separability import separability
 from t3vis.analysis.states import MeanDirection, StatesLike
 from t3vis.errors import AnalysisError
@@ -69,6 +70,10 @@ MEANINGS = {
     "fisher_ratio": "scatter of the class means over the scatter within the classes",
     "mean_cosine": "mean cosine between two centred class means",
     "n_queries": "examples that the k-NN accuracy was taken over",
+    "accuracy": "share of the examples whose gold label was predicted in the pass",
+    "gold_prob": "mean probability of the gold label in the pass",
+    "n_known": "examples that were seen in the pass and have a label",
+    "loss": "mean loss of the examples that were seen in the pass",
 }
 
 
@@ -148,6 +153,41 @@ def analyzed_difficulty(run: Run, split: Split) -> dict[str, NDArray[Any]]:
 
 
 @dataclass(frozen=True, eq=False)
+class Progress:
+    """What each pass was like over all examples; each figure has shape (n_passes,), NaN where it is not known."""
+
+    figures: dict[str, NDArray[Any]]
+    """``loss``; and ``accuracy``, ``gold_prob`` and ``n_known`` of a task with a gold class."""
+    passes: list[int]
+    epochs: list[float]
+    """As `t3vis.store.passes.Pass` has them: 0, 1, 2, ... in training; how many had been trained, for an evaluation."""
+
+
+def analyzed_progress(run: Run, split: Split) -> Progress:
+    """Mean loss, and accuracy where there is one, pass by pass.
+
+    Raises
+    ------
+    AnalysisError
+        If neither losses nor logits of a task with a gold class were recorded.
+    """
+    indices, epochs = [record.index for record in split.passes], [record.epoch for record in split.passes]
+    known = _current(run, split, "progress", {})
+    if known is not None:
+        return Progress(known.columns, indices, epochs)
+    figures: dict[str, NDArray[Any]] = {}
+    if "loss" in split.arrays:
+        figures["loss"] = np.array([_mean_known(split.loss[index]) for index in indices])
+    if "logits" in split.arrays and split.attributes["task"] == "single_label":
+        found = pass_figures(_Reported(split.logits, f"passes of {split.name}"), split.labels)
+        figures |= {name: values[indices] for name, values in found.as_columns().items()}
+    if not figures:
+        _recorded(split, "loss")
+    _keep(run, split, "progress", figures, {}, dims=("pass",), passes_shown=indices, epochs=epochs)
+    return Progress(figures, indices, epochs)
+
+
+@dataclass(frozen=True, eq=False)
 class LayerFigures:
     """Separability of every layer in every pass; each figure has shape (n_passes, n_layers)."""
 
@@ -165,13 +205,12 @@ def analyzed_separability(run: Run, split: Split) -> LayerFigures:
     AnalysisError
         If no hidden states were recorded, or the split's task has no gold class.
     """
-    indices = [record.index for record in split.passes]
     parameters = {"max_queries": 2_000, "max_references": 20_000}
     known = _current(run, split, "separability", parameters)
     if known is not None:
         return LayerFigures(known.columns, known.attributes["passes_shown"], known.attributes["layers"])
     _recorded(split, "hidden_states")
-    labels = _classes(split)
+    labels, indices = _classes(split), _passes_with_states(split)
     cells = [(index, number) for index in indices for number in range(len(split.layers))]
     rows = [
         separability(Layer(split, index, number), labels, **parameters).as_row()
@@ -198,7 +237,7 @@ def analyzed_outliers(run: Run, split: Split) -> Outliers:
         return Outliers(score=columns.pop("outlier_score"), **columns)
     _recorded(split, "hidden_states")
     labels = _classes(split)
-    last = Layer(split, split.passes[-1].index, -1)
+    last = Layer(split, _passes_with_states(split)[-1], -1)
     has_loss = "loss" in split.arrays
     computed = outliers(
         knn_distance(_neighbours(last)),
@@ -233,12 +272,14 @@ def analyzed_drift(run: Run, split: Split) -> Drift:
         If no hidden states were recorded, or of a single pass only.
     """
     _recorded(split, "hidden_states")
-    if len(split.passes) < 2:
-        raise AnalysisError(f"{split.path} holds a single pass; change needs two.")
-    ends = split.passes[0].index, split.passes[-1].index
     known, of_layers = _current(run, split, "drift", {}), _current(run, split, "layer_drift", {})
     if known is not None and of_layers is not None:
-        return Drift(of_layers.columns["cka"], **known.columns, passes=ends, layers=split.layers)
+        first, last = of_layers.attributes["passes_shown"]
+        return Drift(of_layers.columns["cka"], **known.columns, passes=(first, last), layers=split.layers)
+    indices = _passes_with_states(split)
+    if len(indices) < 2:
+        raise AnalysisError(f"{split.path} holds hidden states of a single pass; change needs two.")
+    ends = indices[0], indices[-1]
     before, after = ([Layer(split, index, number) for number in range(len(split.layers))] for index in ends)
     columns = {
         "displacement": displacement(before[-1], after[-1]).distance,
@@ -246,7 +287,8 @@ def analyzed_drift(run: Run, split: Split) -> Drift:
     }
     between = cka(before, after)
     _keep(run, split, "drift", columns, {})
-    _keep(run, split, "layer_drift", {"cka": between}, {}, dims=("layer", "other_layer"), layers=split.layers)
+    more = {"passes_shown": list(ends), "layers": split.layers}
+    _keep(run, split, "layer_drift", {"cka": between}, {}, dims=("layer", "other_layer"), **more)
     return Drift(between, **columns, passes=ends, layers=split.layers)
 
 
@@ -301,6 +343,20 @@ def _recorded(split: Split, name: str) -> Any:
     return split.array(name)
 
 
+def _passes_with_states(split: Split) -> list[int]:
+    """Passes of which hidden states are kept; those that are still going on only if there are no others."""
+    kept = [record for record in split.passes if "hidden_states" not in record.attributes.get("dropped", ())]
+    indices = [record.index for record in kept if record.sealed] or [record.index for record in kept]
+    if not indices:
+        raise AnalysisError(f"{split.path} holds the hidden states of no pass, which this analysis needs.")
+    return indices
+
+
+def _mean_known(values: NDArray[np.floating]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean(dtype=np.float64)) if known.size else np.nan
+
+
 def _logits_and_labels(split: Split) -> tuple[Any, NDArray[np.int64]]:
     return _recorded(split, "logits"), _classes(split)
 
@@ -324,6 +380,7 @@ def _provenance(split: Split, parameters: dict[str, Any]) -> dict[str, Any]:
         "t3vis": t3vis.__version__,
         "parameters": parameters,
         "mode": split.attributes["mode"],
+        **{name: split.attributes[name] for name in ("probe",) if name in split.attributes},
         "fingerprint": split.attributes["fingerprint"],
         "passes": passes,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -40,8 +41,9 @@ from t3vis.analysis.projection import (
 )
 from t3vis.analysis.projection_quality import Estimate, projection_quality
 from t3vis.errors import AnalysisError
+from t3vis.store.passes import Pass
 from t3vis.store.reader import Run, Split
-from t3vis.store.results import Result, read_result, remove_result, write_result
+from t3vis.store.results import Result, read_result, remove_result, result_names, write_result
 from t3vis.store.schema import pass_name
 
 Method = Literal["tsne", "pca", "umap"]
@@ -374,7 +376,7 @@ class _Maps:
         what: dict[str, Any],
         dims: tuple[str, ...] = ("example",),
     ) -> Result:
-        made = Result(columns, {"provenance": provenance, **what})
+        made = Result(columns, {"mode": provenance["mode"], "provenance": provenance, **what})
         self._results[name] = made
         if isinstance(self._run.path, Path):  # a copy at a URL is read only
             write_result(
@@ -469,3 +471,24 @@ def _as_projection(name: str, known: Result) -> AnalyzedProjection:
         quality={name: Estimate(**estimate) for name, estimate in known.attributes["quality"].items()},
         attributes=known.attributes,
     )
+
+
+def kept_projection(run: Run, split: Split) -> AnalyzedProjection | None:
+    """The current map in the store of the latest pass, and of its highest layer; ``None`` if there is none."""
+    passes = {record.index: record for record in split.passes}
+    kept = []
+    for name in result_names(run.path, split.name):
+        said = re.fullmatch(r"(tsne|umap|pca)_p(\d+)_l(\d+)", name)
+        if said and int(said[2]) in passes:
+            kept.append((int(said[2]), int(said[3]), said[1] != "pca", name))
+    for pass_index, *_, name in sorted(kept, reverse=True):
+        found = read_result(run.path, split.name, name)
+        if found is not None and _is_of(found.attributes["provenance"], split, passes[pass_index]):
+            return _as_projection(name, found)
+    return None
+
+
+def _is_of(provenance: dict[str, Any], split: Split, record: Pass) -> bool:
+    """Whether a map was made of what is recorded now."""
+    now = [record.index, record.last_step, record.n_seen, record.n_repeated]
+    return bool(provenance["pass"] == now and provenance["fingerprint"] == split.attributes["fingerprint"])

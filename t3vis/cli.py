@@ -24,6 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         sys.stderr.close()
         return 1
+    except (OSError, ImportError) as error:  # a disk that cannot be written, an extra that is not installed
+        print(f"t3vis: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("t3vis: interrupted", file=sys.stderr)
+        return 130  # as shells have it
     return 0
 
 

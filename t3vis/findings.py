@@ -14,6 +14,7 @@ from t3vis.analyze import (
     analyzed_difficulty,
     analyzed_drift,
     analyzed_outliers,
+    analyzed_progress,
     analyzed_separability,
     analyzed_suspects,
 )
@@ -47,6 +48,19 @@ RANKINGS: dict[str, Callable[[Run, Split], NDArray[Any]]] = {
     "ambiguous": lambda run, split: analyzed_data_map(run, split).variability,
 }
 """Quantities by which examples can be ranked, each high for those that come first."""
+
+
+RANKED_BY = {
+    "outlier": "outlier_score",
+    "moved": "displacement",
+    "new-neighbours": "neighbourhood_change",
+    "flipped": "flips",
+    "learned-last": "first_learned",
+    "forgotten": "forgetting_events",
+    "el2n": "el2n",
+    "ambiguous": "variability",
+}
+"""Names of these quantities in `t3vis.analyze.MEANINGS`."""
 
 
 def ranked_rows(run: Run, split: Split, by: str, n_rows: int) -> Rows:
@@ -149,6 +163,7 @@ def findings(run: Run, split: Split, *, burn_in: int = 0, burn_out: int | None =
     else:
         lines = [f"{split.name}: {split.n_examples:,} examples over {len(split.passes)} passes, without logits"]
     for what, lines_of in (
+        ("passes", _of_progress),
         ("label quality", _of_suspects),
         ("difficulty", _of_difficulty),
         ("layers", _of_layers),
@@ -180,6 +195,15 @@ def _of_data_map(run: Run, split: Split, burn_in: int, burn_out: int | None) -> 
     if mapped.n_never_seen or mapped.n_partly_seen:
         lines.append(f"  never seen: {mapped.n_never_seen:,}; seen in some passes only: {mapped.n_partly_seen:,}")
     return lines
+
+
+def _of_progress(run: Run, split: Split) -> list[str]:
+    figures = analyzed_progress(run, split).figures
+    return [
+        f"  {what}, pass by pass: " + " ".join(f"{value:.3f}" for value in figures[name])
+        for name, what in (("accuracy", "accuracy"), ("loss", "mean loss"))
+        if name in figures
+    ]
 
 
 def _of_suspects(run: Run, split: Split) -> list[str]:

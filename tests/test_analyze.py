@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from t3vis import open_run
 from t3vis.analysis.data_map import data_map
@@ -17,14 +18,18 @@ from t3vis.analyze import (
     analyzed_separability,
     analyzed_suspects,
 )
+from t3vis.analyze_projection import analyzed_projection
 from t3vis.errors import AnalysisError
 from t3vis.findings import class_rows, findings
+from t3vis.store.commits import thin
+from t3vis.store.examples import Columns, ExamplesWriter
 from t3vis.store.reader import Run
 from t3vis.store.results import read_result
+from t3vis.store.seal import seal_pass
 from t3vis.store.writer import create_run
 
 N_LAYERS, HIDDEN = 3, 6
-RESULTS = ["data_map", "difficulty", "drift", "label_quality", "layer_drift", "outliers", "separability"]
+RESULTS = ["data_map", "difficulty", "drift", "label_quality", "layer_drift", "outliers", "progress", "separability"]
 
 
 def recorded(
@@ -38,6 +43,8 @@ def recorded(
     n_outputs: int = 3,
     hidden: bool = True,
     logits: bool = True,
+    texts: list[str] | None = None,
+    class_names: list[str] | None = None,
     spoil=lambda rows: None,
 ) -> Run:
     """A run whose logits and hidden states follow the labels more from epoch to epoch."""
@@ -49,7 +56,11 @@ def recorded(
     name = "train" if kind == "train" else "eval"
     writer.add_split(name, {"kind": kind, "mode": kind, "n_examples": n_examples, "fingerprint": "f"})
     arrays = {"hidden_states": {"layers": list(range(N_LAYERS))}} if hidden else {}
-    writer.describe(name, {"task": task, "class_names": None, "arrays": arrays})
+    writer.describe(name, {"task": task, "class_names": class_names, "arrays": arrays})
+    if texts is not None:
+        examples = ExamplesWriter(path / name / "examples", n_examples)
+        examples.add(Columns(texts={"text": texts}))
+        examples.close()
     drawn = rng.normal(size=(n_examples, HIDDEN))
     for epoch in epochs:
         writer.begin_pass(name, epoch, {"epoch": epoch, "step": 5 * epoch})
@@ -73,6 +84,8 @@ def recorded(
         spoil(rows)
         writer.log(name, rows)
     writer.close()
+    for epoch in epochs:
+        seal_pass(path, name, epoch)
     return open_run(path)
 
 
@@ -96,6 +109,21 @@ def test_each_result_is_what_the_analysis_says_and_says_what_it_is_of(tmp_path):
         assert (attributes["mode"], attributes["fingerprint"], len(attributes["passes"])) == ("train", "f", 3), name
         assert "parameters" in attributes
         assert "t3vis" in attributes
+
+
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_every_array_and_every_result_carries_its_mode(tmp_path, kind):
+    run = recorded(tmp_path / "run.zarr", kind=kind, n_examples=12)
+    split = run.splits[kind]
+    findings(run, split)
+    class_rows(run, split)
+    analyzed_projection(run, split, pass_index=1)
+    assert {split.array(name).attributes["mode"] for name in split.arrays} == {kind}
+    groups = dict(zarr.open_group(run.path / "analysis" / kind, mode="r").groups())
+    assert groups.keys() > {*RESULTS, "neighbours_p0000_l02", "tsne_p0000_l02_still", "tsne_p0001_l02"}
+    for name, group in groups.items():
+        assert group.attrs["mode"] == kind, name
+        assert {array.attrs["mode"] for _, array in group.arrays()} == {kind}, name
 
 
 def test_what_is_read_from_the_store_is_what_was_computed(tmp_path):
@@ -134,6 +162,32 @@ def test_only_what_is_stale_is_computed_again(tmp_path):
     writer.close()
     findings(run, run.train)
     assert all(stamps(run)[name] != after[name] for name in RESULTS)
+
+
+def test_what_is_in_progress_is_no_end_of_a_change(tmp_path):
+    run = recorded(tmp_path / "run.zarr")
+    before = analyzed_drift(run, run.train)
+    writer = create_run(run.path, {}, start_step=15, resume=True)
+    writer.begin_pass("train", 3, {"epoch": 3, "step": 15})
+    states = np.ones((N_LAYERS, 1, HIDDEN), np.float16)
+    writer.log("train", {"example": np.array([4]), "step": np.array([15]), "hidden_states": states})
+    writer.close()
+    after = analyzed_drift(run, run.train)
+    assert after.passes == (0, 2)
+    np.testing.assert_array_equal(after.cka, before.cka)
+    assert analyzed_separability(run, run.train).passes == [0, 1, 2]
+    assert np.isfinite(analyzed_outliers(run, run.train).knn_distance).all()
+
+
+def test_states_that_are_no_longer_kept_are_not_asked_for(tmp_path):
+    run = recorded(tmp_path / "run.zarr")
+    thin(run.path / "train", 0)
+    assert analyzed_drift(run, run.train).passes == (1, 2)
+    assert analyzed_separability(run, run.train).passes == [1, 2]
+    run = recorded(tmp_path / "short.zarr", epochs=(0, 1))
+    thin(run.path / "train", 0)
+    with pytest.raises(AnalysisError, match="hidden states of a single pass"):
+        analyzed_drift(run, run.train)
 
 
 def test_evaluations_are_kept_apart_from_training(tmp_path):
@@ -231,7 +285,7 @@ def test_nothing_recorded_yet_is_an_error(tmp_path):
 def test_a_single_pass_has_no_drift(tmp_path):
     run = recorded(tmp_path / "run.zarr", epochs=(0,))
     (line,) = [line for line in findings(run, run.train) if "not computed" in line]
-    assert line.endswith("holds a single pass; change needs two.")
+    assert line.endswith("holds hidden states of a single pass; change needs two.")
 
 
 @pytest.mark.parametrize(("task", "map_of"), [("multi_label", multi_label_map), ("regression", regression_map)])
