@@ -38,10 +38,10 @@ from t3vis.analysis.neighbours import (
     neighbour_graph,
     neighbour_overlap,
     shared,
-    unit_rows,
 )
 from t3vis.analysis.projection import CONTINUED, Phase, displacement, pca_start, principal_axes, tsne
 from t3vis.analysis.projection_quality import projection_quality
+from t3vis.analysis.states import unit_rows
 
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PARTS = ("choices", "tsne10k", "tsne50k", "next", "quality")

@@ -19,14 +19,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import t3vis
-from t3vis.analysis.neighbours import (
-    K_NEIGHBOURS,
-    NeighbourGraph,
-    Progress,
-    neighbour_graph,
-    shared,
-    unit_rows,
-)
+from t3vis.analysis.nearest import Progress
+from t3vis.analysis.neighbours import K_NEIGHBOURS, NeighbourGraph, neighbour_graph, shared
 from t3vis.analysis.projection import (
     CONTINUED,
     FRESH,
@@ -39,6 +33,7 @@ from t3vis.analysis.projection import (
     umap,
 )
 from t3vis.analysis.projection_quality import Estimate, projection_quality
+from t3vis.analysis.states import unit_rows
 from t3vis.errors import AnalysisError
 from t3vis.store.reader import Run, Split
 from t3vis.store.results import Result, read_result, remove_result, write_result

@@ -9,9 +9,10 @@ import pytest
 import zarr
 
 from t3vis import analyze_projection, open_run
-from t3vis.analysis.neighbours import neighbour_graph, neighbour_overlap, unit_rows
+from t3vis.analysis.neighbours import neighbour_graph, neighbour_overlap
 from t3vis.analysis.projection import displacement, principal_axes
 from t3vis.analysis.projection_quality import projection_quality
+from t3vis.analysis.states import unit_rows
 from t3vis.analyze_projection import AnalyzedProjection, analyzed_projection
 from t3vis.errors import AnalysisError
 from t3vis.store.results import read_result

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,9 @@ from openTSNE.nearest_neighbors import PrecomputedNeighbors
 from openTSNE.tsne import OptimizationInterrupt, gradient_descent
 from scipy.linalg import orthogonal_procrustes
 
-from t3vis.analysis.neighbours import NeighbourGraph, Progress, check_states, nearest_in
+from t3vis.analysis.nearest import Progress
+from t3vis.analysis.neighbours import NeighbourGraph, nearest_in
+from t3vis.analysis.states import StatesLike, check_states
 from t3vis.errors import AnalysisError
 
 CHUNK_SIZE = 65_536
@@ -30,16 +32,6 @@ MIN_EXAMPLES = 4
 """Fewer points make no map: t-SNE of three is a triangle, whatever they are."""
 REPORT_EVERY = 10
 """Iterations between two calls of a callback."""
-
-
-class StatesLike(Protocol):
-    """Hidden states in memory or on disk, as far as PCA needs them: a shape, and slices as NumPy arrays."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Always (n_examples, hidden)."""
-
-    def __getitem__(self, key: slice, /) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True, eq=False)

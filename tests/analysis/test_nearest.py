@@ -24,7 +24,7 @@ def test_four_points_by_hand():
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("offset", [0, 100])
 def test_agrees_with_scikit_learn(metric, offset, monkeypatch):
-    monkeypatch.setattr(nearest, "BLOCK_VALUES", 5_000)  # so that there are several blocks
+    monkeypatch.setattr(nearest, "BLOCK_BYTES", 20_000)  # so that there are several blocks
     states = (np.random.default_rng(0).normal(size=(400, 20)) + offset).astype(np.float32)
     found = nearest_neighbours(states, k=10, metric=metric)
     distances, ids = NearestNeighbors(metric=metric).fit(states.astype(np.float64)).kneighbors(n_neighbors=10)
