@@ -13,7 +13,7 @@ from t3vis.analysis.neighbours import neighbour_graph, neighbour_overlap
 from t3vis.analysis.projection import displacement, principal_axes
 from t3vis.analysis.projection_quality import projection_quality
 from t3vis.analysis.states import unit_rows
-from t3vis.analyze_projection import AnalyzedProjection, analyzed_projection
+from t3vis.analyze_projection import AnalyzedProjection, analyzed_projection, last_map
 from t3vis.errors import AnalysisError
 from t3vis.store.results import read_result
 from t3vis.store.seal import seal_pass
@@ -191,6 +191,21 @@ def test_of_many_examples_some_make_the_map_and_the_others_are_placed_on_it(run_
     assert np.isfinite(found.coordinates).all()
     assert found.quality["neighbour_recall"].value > 0.3
     assert np.isfinite(found.attributes["noise_floor"])
+
+
+def test_what_can_be_had_in_a_minute_depends_on_what_is_there(run_path, monkeypatch):
+    # 90 examples: a fresh map of 750 iterations with its noise floor of 300, and two that go on for 300 each.
+    monkeypatch.setattr(analyze_projection, "MAX_WORK", 90 * 1_650 - 1)
+    run = open_run(run_path)
+    assert last_map(run, run.train).name == "pca_p0002_l03"
+    monkeypatch.setattr(analyze_projection, "MAX_WORK", 90 * 1_650)
+    assert last_map(run, run.train).name == "tsne_p0002_l03"
+    monkeypatch.setattr(analyze_projection, "MAX_WORK", 0)
+    assert last_map(run, run.train).name == "tsne_p0002_l03"  # it is there now
+    monkeypatch.setattr(analyze_projection, "MAX_EXACT", 89)
+    run = open_run(recorded(run_path.with_name("other.zarr"), n_epochs=1))
+    with pytest.raises(AnalysisError, match="a map of 90 examples takes more than a minute; make it with: t3vis proj"):
+        last_map(run, run.train)
 
 
 def test_the_results_are_plain_zarr(run_path):

@@ -14,6 +14,7 @@ from t3vis.analysis.neighbours import map_neighbours, neighbour_graph, shared
 from t3vis.analysis.projection import (
     CONTINUED,
     FRESH,
+    MIN_FFT,
     Phase,
     TSNEMap,
     displacement,
@@ -108,7 +109,7 @@ def test_clouds_of_states_are_clouds_on_the_map():
     assert (near // 40 == np.arange(120)[:, np.newaxis] // 40).all()
 
 
-@pytest.mark.parametrize("n_examples", [300, 10_100])  # forces from a tree, and by FFT
+@pytest.mark.parametrize("n_examples", [300, MIN_FFT])  # forces from a tree, and by FFT
 def test_equal_input_gives_equal_maps_whatever_the_threads(n_examples):
     states = clouds(n_examples)
     graph, phases = neighbour_graph(states, k=5), (Phase(10, 12), Phase(15, 1))
