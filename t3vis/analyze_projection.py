@@ -215,7 +215,11 @@ class _Maps:
             quality = projection_quality(states, coordinates, graph, seed=self._seed, progress=progress)
         columns = {"x": coordinates[:, 0], "y": coordinates[:, 1], **quality.as_columns()}
         what |= {"k": quality.k, "n_sampled": quality.n_sampled, "graph_recall": quality.graph_recall}
-        what["quality"] = {name: asdict(estimate) for name, estimate in quality.summary().items()}
+        # JSON has no number for what is not defined.
+        what["quality"] = {
+            name: asdict(estimate) if np.isfinite(estimate.value) else None
+            for name, estimate in quality.summary().items()
+        }
         if last is not None:
             columns |= self._change(last, seen, coordinates, graph)
             what |= {
@@ -318,6 +322,11 @@ class _Maps:
         known = self._results[f"tsne_{last.name}"]
         start = np.stack([known.columns["x"], known.columns["y"]], axis=1)[seen].astype(np.float64)
         is_new = np.isnan(start[:, 0])
+        if is_new.all():
+            raise AnalysisError(
+                f"no example was seen both in pass {last.pass_index} and in the next of {self._split.path}; t-SNE maps "
+                "start from the last: choose another method, such as pca."
+            )
         around = start[graph.indices[is_new]]
         n_known = np.count_nonzero(~np.isnan(around[:, :, :1]), axis=1)
         start[is_new] = np.nansum(around, axis=1) / np.maximum(n_known, 1)
@@ -499,6 +508,9 @@ def _as_projection(name: str, known: Result) -> AnalyzedProjection:
         name=name,
         coordinates=np.stack([known.columns["x"], known.columns["y"]], axis=1),
         columns=known.columns,
-        quality={name: Estimate(**estimate) for name, estimate in known.attributes["quality"].items()},
+        quality={
+            name: Estimate(np.nan, 0.0) if estimate is None else Estimate(**estimate)
+            for name, estimate in known.attributes["quality"].items()
+        },
         attributes=known.attributes,
     )
