@@ -41,7 +41,7 @@ from t3vis.analysis.neighbours import (
     neighbour_overlap,
     shared,
 )
-from t3vis.analysis.projection import CONTINUED, Phase, displacement, pca_start, place, principal_axes, tsne
+from t3vis.analysis.projection import CONTINUED, FRESH, Phase, displacement, pca_start, place, principal_axes, tsne
 from t3vis.analysis.projection_quality import projection_quality
 from t3vis.analysis.states import unit_rows
 
