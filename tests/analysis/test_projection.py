@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import openTSNE
@@ -203,6 +204,39 @@ def test_without_umap_the_extra_is_named(monkeypatch):
     states = clouds(20)
     with pytest.raises(AnalysisError, match=r'UMAP needs umap-learn; install it with: pip install "t3vis\[umap\]"'):
         umap(states, neighbour_graph(states), pca_start(states))
+
+
+def test_umap_is_given_the_graph_and_the_start(monkeypatch):
+    # Its own test below needs the extra; this one holds what it is called with, wherever the suite runs.
+    class UMAP:
+        def __init__(self, **options):
+            self.options = options
+
+        def fit_transform(self, states):
+            indices, distances = self.options["precomputed_knn"]
+            np.testing.assert_array_equal(indices[:, 0], np.arange(20))
+            np.testing.assert_array_equal(indices[:, 1:], graph.indices)
+            np.testing.assert_array_equal(distances, np.c_[np.zeros(20), graph.distances])
+            assert self.options["n_neighbors"] == indices.shape[1] == 6
+            assert self.options["random_state"] == 3
+            return self.options["init"].astype(np.float32)
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    states = clouds(20)
+    graph, start = neighbour_graph(states, k=5), pca_start(states)
+    found = umap(states, graph, start, seed=3)
+    assert found.dtype == np.float64
+    assert np.abs(found).max() == pytest.approx(10)
+    np.testing.assert_allclose(found, start * (10 / np.abs(start).max()), rtol=1e-6)
+
+
+def test_a_umap_map_keeps_neighbours_and_is_repeatable():
+    pytest.importorskip("umap", reason="the extra umap is not installed", exc_type=ImportError)
+    states = clouds(120)
+    graph, start = neighbour_graph(states), pca_start(states)
+    found = umap(states, graph, start)
+    np.testing.assert_array_equal(umap(states, graph, start), found)
+    assert shared(graph.indices, map_neighbours(found, k=15)).mean() > 0.4  # by chance 0.13
 
 
 def test_displacement_by_hand():
