@@ -220,7 +220,13 @@ def neighbour_overlap(before: NeighbourGraph, after: NeighbourGraph) -> NDArray[
 
 
 def shared(one: NDArray[np.integer], other: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Share of the ids in each row of `one` that are also in that row of `other`, shape (n_rows,)."""
+    """Share of the ids in each row of `one` that are also in that row of `other`, shape (n_rows,).
+
+    Examples
+    --------
+    >>> shared(np.array([[1, 2], [3, 4]]), np.array([[2, 7], [4, 3]]))
+    array([0.5, 1. ])
+    """
     k = one.shape[1]
     both = np.sort(np.concatenate([one, other], axis=1), axis=1)  # ids are unique in each row of either
     share: NDArray[np.float64] = np.count_nonzero(both[:, 1:] == both[:, :-1], axis=1) / k

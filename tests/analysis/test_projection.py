@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openTSNE.affinity import Uniform
+from scipy.spatial import procrustes
 from scipy.stats import special_ortho_group
 from sklearn.decomposition import PCA
 
@@ -261,6 +262,14 @@ def test_displacement_does_not_see_where_and_how_large_a_map_lies(seed, scale, m
     np.testing.assert_allclose(displacement(scale * one @ turn - 3, other), expected, atol=1e-9)
     order = rng.permutation(30)
     np.testing.assert_allclose(displacement(one[order], other[order]), expected[order], atol=1e-9)
+
+
+def test_displacement_agrees_with_scipy_s_procrustes():
+    one, other = np.random.default_rng(0).normal(size=(2, 40, 2))
+    first, second, disparity = procrustes(one, other)  # of unit size, the squares of whose distances it sums up
+    found = displacement(one, other)
+    np.testing.assert_allclose(found, np.linalg.norm(first - second, axis=1) * np.sqrt(40), atol=1e-9)
+    assert (found**2).mean() == pytest.approx(disparity)
 
 
 @pytest.mark.parametrize(
