@@ -169,6 +169,7 @@ def findings(run: Run, split: Split, *, burn_in: int = 0, burn_out: int | None =
         ("layers", _of_layers),
         ("outliers", _of_outliers),
         ("drift", _of_drift),
+        ("map", _of_map),
     ):
         try:
             lines += lines_of(run, split)
@@ -242,3 +243,11 @@ def _of_drift(run: Run, split: Split) -> list[str]:
     if len(known):
         lines.append(f"  neighbours in the last layer that are new since then: {known.mean():.0%}")
     return lines
+
+
+def _of_map(run: Run, split: Split) -> list[str]:
+    from t3vis.analyze_projection import last_map  # openTSNE and scikit-learn take a second to load
+
+    found = last_map(run, split)
+    measures = ", ".join(f"{name.replace('_', ' ')} {estimate.value:.3f}" for name, estimate in found.quality.items())
+    return [f"  map {found.name} of {found.n_seen:,} examples: {measures} (t3vis project {run.path})"]

@@ -256,15 +256,16 @@ def test_duplicates_lie_at_distance_zero_and_break_nothing(tmp_path):
 @pytest.mark.parametrize("n_examples", [1, 3])
 def test_a_handful_of_examples(tmp_path, n_examples):
     run = recorded(tmp_path / "run.zarr", n_examples=n_examples)
-    assert not [line for line in findings(run, run.train) if "not computed" in line]
+    (line,) = [line for line in findings(run, run.train) if "not computed" in line]
+    assert line.startswith(f"  map: not computed; {n_examples} examples of ")
     assert len(analyzed_suspects(run, run.train).ranking()) == n_examples
 
 
 def test_without_hidden_states_the_rest_is_there(tmp_path):
     run = recorded(tmp_path / "run.zarr", hidden=False)
     lines = [line for line in findings(run, run.train) if "not computed" in line]
-    assert [line.split(":")[0].strip() for line in lines] == ["layers", "outliers", "drift"]
-    assert all("holds no hidden states, which this analysis needs" in line for line in lines)
+    assert [line.split(":")[0].strip() for line in lines] == ["layers", "outliers", "drift", "map"]
+    assert all("holds no hidden states, " in line for line in lines)
     assert np.isnan(analyzed_suspects(run, run.train).neighbour_agreement).all()
 
 

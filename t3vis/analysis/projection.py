@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,9 @@ from openTSNE.nearest_neighbors import PrecomputedNeighbors
 from openTSNE.tsne import OptimizationInterrupt, gradient_descent
 from scipy.linalg import orthogonal_procrustes
 
-from t3vis.analysis.neighbours import NeighbourGraph, Progress, check_states, nearest_in
+from t3vis.analysis.nearest import Progress
+from t3vis.analysis.neighbours import NeighbourGraph, nearest_in
+from t3vis.analysis.states import StatesLike, check_states
 from t3vis.errors import AnalysisError
 
 CHUNK_SIZE = 65_536
@@ -28,18 +30,10 @@ START_SCALE = 1e-4
 """Standard deviation of a start along its first axis, as in openTSNE."""
 MIN_EXAMPLES = 4
 """Fewer points make no map: t-SNE of three is a triangle, whatever they are."""
+MIN_FFT = 3_000
+"""From this many examples on, forces that are interpolated by FFT take less time than those from a tree."""
 REPORT_EVERY = 10
 """Iterations between two calls of a callback."""
-
-
-class StatesLike(Protocol):
-    """Hidden states in memory or on disk, as far as PCA needs them: a shape, and slices as NumPy arrays."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Always (n_examples, hidden)."""
-
-    def __getitem__(self, key: slice, /) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +59,8 @@ class Phase:
 
     n_iter: int
     exaggeration: float
+    learning_rate: float = 1
+    """In multiples of openTSNE's own, the number of examples over the exaggeration."""
 
 
 FRESH = (Phase(250, 12), Phase(500, 1))
@@ -227,7 +223,7 @@ def tsne(
     Notes
     -----
     Affinities are uniform over the neighbours rather than of a perplexity, and no exaggeration is left on:
-    ``benchmarks/bench_projection.py`` measures both. Forces are interpolated by FFT from 10,000 examples and taken
+    ``benchmarks/bench_projection.py`` measures both. Forces are interpolated by FFT from 3,000 examples and taken
     from a tree below (Barnes-Hut). Of each example a third of the others attract it at most: were it all of them,
     the map would be one point. Equal input gives an equal map on one machine.
 
@@ -266,7 +262,14 @@ def tsne(
         n_done, kl_divergence = resume.n_iter, resume.kl_divergence
     k = max(min(graph.k, (n_examples - 1) // 3), 1)
     affinities = Uniform(knn_index=PrecomputedNeighbors(graph.indices[:, :k], graph.distances[:, :k]))
-    embedding = TSNEEmbedding(given, affinities, optimizer=optimizer, max_step_norm=5, n_jobs=n_jobs)
+    embedding = TSNEEmbedding(
+        given,
+        affinities,
+        optimizer=optimizer,
+        max_step_norm=5,
+        negative_gradient_method="fft" if n_examples >= MIN_FFT else "bh",
+        n_jobs=n_jobs,
+    )
     matrix = affinities.P
     for phase in phases:
         n_left = n_before + phase.n_iter - n_done
@@ -279,6 +282,7 @@ def tsne(
             embedding.optimize(
                 n_left,
                 exaggeration=phase.exaggeration,
+                learning_rate=phase.learning_rate * n_examples / phase.exaggeration,
                 momentum=0.8,
                 inplace=True,
                 propagate_exception=True,

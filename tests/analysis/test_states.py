@@ -7,7 +7,7 @@ from t3vis.analysis.drift import cka, displacement
 from t3vis.analysis.nearest import nearest_neighbours
 from t3vis.analysis.outliers import mahalanobis
 from t3vis.analysis.separability import separability
-from t3vis.analysis.states import CHUNK_SIZE, MeanDirection, state_chunks
+from t3vis.analysis.states import CHUNK_SIZE, MeanDirection, state_chunks, unit_rows
 from t3vis.errors import AnalysisError
 
 
@@ -74,6 +74,16 @@ def test_states_on_disk_are_never_read_whole(analysis):
     analysis(states, rng.integers(0, 3, 40_000))
     assert 0 < max(states.asked) <= CHUNK_SIZE
     assert sum(states.asked) >= 40_000
+
+
+def test_unit_rows_have_length_one_whatever_their_size():
+    tiny, huge = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    states = np.array([[3.0, 4.0], [tiny, tiny], [huge, -huge], [0.0, 0.0]], dtype=np.float32)
+    found = unit_rows(states)
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(found, [[0.6, 0.8], [half, half], [half, -half], [0, 0]], rtol=1e-6)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(unit_rows(np.array([[60_000.0, 60_000.0]], np.float16)), [[half, half]], rtol=1e-6)
 
 
 def test_errors_say_what_disagrees():
