@@ -9,6 +9,7 @@ from t3vis import open_run
 from t3vis.analysis.data_map import data_map
 from t3vis.analysis.drift import cka
 from t3vis.analysis.generalised import multi_label_map, regression_map
+from t3vis.analysis.generalised_quality import multi_label_suspects, regression_suspects
 from t3vis.analyze import (
     analyzed_data_map,
     analyzed_difficulty,
@@ -234,22 +235,43 @@ def test_a_single_pass_has_no_drift(tmp_path):
     assert line.endswith("holds a single pass; change needs two.")
 
 
-@pytest.mark.parametrize(("task", "map_of"), [("multi_label", multi_label_map), ("regression", regression_map)])
-def test_other_tasks_have_a_map_of_their_own(tmp_path, task, map_of):
+@pytest.mark.parametrize(
+    ("task", "map_of", "suspects_of"),
+    [
+        ("multi_label", multi_label_map, multi_label_suspects),
+        ("regression", regression_map, regression_suspects),
+    ],
+)
+def test_several_labels_and_numbers_have_answers_of_their_own(tmp_path, task, map_of, suspects_of):
     run = recorded(tmp_path / "run.zarr", task=task)
-    expected = map_of(run.train.logits[:], run.train.labels)
+    logits, targets = run.train.logits[:], run.train.labels
+    expected = map_of(logits, targets)
     np.testing.assert_array_equal(analyzed_data_map(run, run.train).confidence, expected.confidence)
-    with pytest.raises(AnalysisError, match=f"is a {task.replace('_', ' ')} task; expected single-label"):
-        analyzed_suspects(run, run.train)
-    assert sum("not computed" in line for line in findings(run, run.train)) == 4
+    suspects = analyzed_suspects(run, run.train)
+    alone = suspects_of(logits, targets)
+    np.testing.assert_array_equal(suspects.self_confidence.shape, (40,))
+    assert np.isfinite(suspects.neighbour_agreement).all()
+    assert np.isnan(alone.neighbour_agreement).all()
+    assert not np.array_equal(suspects.score, alone.score)
+    far = analyzed_outliers(run, run.train)
+    assert np.isfinite(far.score).all()
+    assert np.isfinite(far.mahalanobis).all()
+    assert np.isnan(far.mahalanobis_own).all()
+    missing = [line.split(":")[0].strip() for line in findings(run, run.train) if "not computed" in line]
+    assert missing == ["difficulty", "layers"]
     with pytest.raises(AnalysisError, match="has no classes"):
         class_rows(run, run.train)
 
 
-def test_a_task_without_a_map_is_refused_by_name(tmp_path):
-    run = recorded(tmp_path / "run.zarr", task="question_answering")
-    with pytest.raises(AnalysisError, match="is a question answering task; data maps are drawn of single_label"):
-        findings(run, run.train)
+@pytest.mark.parametrize("task", ["question_answering", "token_classification", "sequence"])
+def test_a_task_that_an_analysis_is_not_of_is_refused_by_name(tmp_path, task):
+    run = recorded(tmp_path / "run.zarr", task=task)
+    name = task.replace("_", " ")
+    with pytest.raises(AnalysisError, match=f"is a {name} task; there is a data map of single_label, multi_label, reg"):
+        analyzed_data_map(run, run.train)
+    with pytest.raises(AnalysisError, match=f"is a {name} task; there is a label quality of single_label"):
+        analyzed_suspects(run, run.train)
+    assert np.isfinite(analyzed_outliers(run, run.train).score).all()
 
 
 def test_wrong_labels_are_found_by_the_neighbours_too(tmp_path):

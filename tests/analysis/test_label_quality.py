@@ -101,9 +101,9 @@ def test_neighbours_count_as_much_as_the_model():
     labels = np.array([0, 0, 1])
     near = Neighbours(np.array([[1, 2], [0, 2], [0, -1]]), np.array([[1.0, 1.0], [1.0, 2.0], [1.0, NAN]]))
     found = suspected_errors(logits, labels, neighbours=near)
-    # The median distance is 1. Example 0: one of two equal votes for its label. Example 1: weights 1 and exp(-2), the
+    # The median distance is 1. Example 0: one of two equal votes for its label. Example 1: weights 1 and exp(-4), the
     # nearer one for its label. Example 2: its only neighbour says 0.
-    near_share = 1 / (1 + math.exp(-2))
+    near_share = 1 / (1 + math.exp(-4))
     assert found.neighbour_agreement == pytest.approx([1 / 2, near_share, 0])
     assert found.score == pytest.approx([1 - (3 / 4 + 1 / 2) / 2, 1 - (1 / 4 + near_share) / 2, 1 - (3 / 4 + 0) / 2])
     assert found.suggested_label.tolist() == [1, 1, 0]
@@ -139,7 +139,7 @@ def test_neighbours_find_what_the_model_has_memorised():
     wrong = rng.choice(300, 30, replace=False)
     labels[wrong] = (truth[wrong] + 1) % 3
     logits = rng.standard_normal((2, 300, 3)) + 4 * np.eye(3)[labels]  # sure of every label, right or wrong
-    near = nearest_neighbours(rng.normal(size=(300, 5)) + 6 * np.eye(5)[truth], k=10)
+    near = nearest_neighbours(rng.normal(size=(300, 5)) + 6 * np.eye(5)[truth], k=50)
     assert np.isin(suspected_errors(logits, labels).ranking()[:30], wrong).mean() < 0.4
     assert np.isin(suspected_errors(logits, labels, neighbours=near).ranking()[:30], wrong).mean() > 0.9
 
