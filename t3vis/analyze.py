@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ from t3vis.analysis.states import MeanDirection, SideBySide, StatesLike
 from t3vis.errors import AnalysisError
 from t3vis.store.reader import Run, Split
 from t3vis.store.results import Result, read_result, write_result
+
+T = TypeVar("T")
 
 MAX_REFERENCES = 20_000
 """Neighbours are looked for among that many examples at most, drawn at random: the work is then linear in them."""
@@ -329,7 +331,7 @@ def _recorded(split: Split, name: str) -> Any:
     return split.array(name)
 
 
-def _for_task(split: Split, functions: dict[str, Callable[..., Any]], what: str) -> Callable[..., Any]:
+def _for_task(split: Split, functions: dict[str, Callable[..., T]], what: str) -> Callable[..., T]:
     """The function for the task of a split."""
     task = split.attributes["task"]
     if task not in functions:

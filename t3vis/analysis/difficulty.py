@@ -133,7 +133,7 @@ def error_norms(logits: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[np
     probs, top, seen = classes_first(logits)
     softmax(probs, top)
     probs[np.maximum(labels, 0), :, np.arange(len(labels))] -= 1
-    found = np.sqrt(np.einsum("cen,cen->en", probs, probs)).astype(np.float64)
+    found: NDArray[np.float64] = np.sqrt(np.einsum("cen,cen->en", probs, probs)).astype(np.float64)
     found[~(seen & (labels >= 0))] = np.nan
     return found
 

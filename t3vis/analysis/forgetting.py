@@ -88,9 +88,8 @@ def never_learned(correct: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArra
     array([ True, False, False])
     """
     check_correct_and_seen(correct, seen)
-    ever_seen: NDArray[np.bool_] = seen.any(axis=0)
-    ever_right: NDArray[np.bool_] = (seen & correct).any(axis=0)
-    return ever_seen & ~ever_right
+    ever_right = (seen & correct).any(axis=0)
+    return np.asarray(seen.any(axis=0) & ~ever_right)
 
 
 def first_learned(correct: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
