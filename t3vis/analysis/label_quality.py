@@ -192,6 +192,10 @@ def confidence_weighted_entropy(probs: NDArray[np.floating], labels: NDArray[np.
     ``log(1 + h / p) / (h / p)``, with h the entropy over that of equal probabilities and p the probability of the
     given label; shape (n_examples,), in [0, 1], low for labels that are suspicious. NaN where there is no label.
 
+    Notes
+    -----
+    A label that is certain has 1, the limit of the formula; cleanlab gives it 0, the lowest quality.
+
     References
     ----------
     Kuan and Mueller (2022), "Model-agnostic label quality scoring to detect real-world label errors", section 3;
@@ -208,7 +212,9 @@ def confidence_weighted_entropy(probs: NDArray[np.floating], labels: NDArray[np.
     # Where a probability is 0 so is its part of the entropy.
     entropy = -np.einsum("nc,nc->n", values, np.log(np.maximum(values, 1e-300))) / np.log(values.shape[1])
     ratio = np.maximum(entropy, 0) / given
-    return np.where(labelled, np.log1p(ratio) / np.maximum(ratio, 1e-6), np.nan)
+    # Without entropy one class is certain: the given one, or another.
+    quality = np.where(ratio > 1e-6, np.log1p(ratio) / np.maximum(ratio, 1e-6), given > 1 / 2)
+    return np.where(labelled, quality, np.nan)
 
 
 def neighbour_agreement(

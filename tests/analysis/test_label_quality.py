@@ -160,6 +160,17 @@ def test_scores_of_probabilities_are_those_of_cleanlab(ours, theirs):
     assert np.isnan(ours(probs, np.full(400, -1))).all()
 
 
+@given(runs())
+def test_scores_of_probabilities_are_in_bounds_and_1_where_only_the_label_is_probable(run):
+    logits, labels = run
+    probs = softmax(np.nan_to_num(logits[0]), axis=-1)
+    certain = np.eye(probs.shape[1])[np.maximum(labels, 0)]
+    for score in (normalized_margin, confidence_weighted_entropy):
+        found = score(probs, labels)[labels >= 0]
+        assert np.all((found >= 0) & (found <= 1 + 1e-12))
+        np.testing.assert_allclose(score(certain, labels)[labels >= 0], 1, atol=1e-6)
+
+
 def test_confident_learning_by_hand():
     # Thresholds are the mean probabilities of each label: 0.6 for label 0 and 0.8 for label 1. Of the five labelled 0,
     # one is above the threshold of class 1 only: the counts are [[4, 1], [0, 5]].
