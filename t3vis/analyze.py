@@ -119,7 +119,7 @@ def analyzed_suspects(run: Run, split: Split) -> Suspects:
     AnalysisError
         If nothing was recorded, or of a task of another kind.
     """
-    parameters = {"n_neighbours": 50}
+    parameters = {"n_neighbours": 100}
     known = _current(run, split, "label_quality", parameters)
     if known is not None:
         return Suspects(**known.columns)

@@ -87,8 +87,8 @@ def regression_suspects(
     Returns
     -------
     Credible to the model is the confidence of `regression_map`: ``exp(-|r| / s)`` with r the residual, its mean over
-    outputs and epochs. To the neighbours it is the same of their weighted mean target. The score is one minus the mean
-    of both. There is no suggested label, and no evidence that is of classes.
+    outputs and epochs. To the neighbours it is the same of their weighted mean target. The score is one minus the
+    `credibility` by both. There is no suggested label, and no evidence that is of classes.
 
     Raises
     ------

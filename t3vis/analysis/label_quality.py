@@ -83,15 +83,15 @@ def suspected_errors(
     labels
         Shape (n_examples,), below ``n_classes``. Any negative label means that there is none.
     neighbours
-        Of all examples, in the space of their hidden states; best 50 of them, by the `MeanDirection` over the epochs of
-        several layers `SideBySide`.
+        Of all examples, in the space of their hidden states; best 100 of them, by the `MeanDirection` over the epochs
+        of several layers `SideBySide`.
     chunk_size
         Examples held in memory at a time; the result does not depend on it.
 
     Returns
     -------
     A class is as credible as its mean probability over the epochs in which the example was seen; where there are
-    neighbours, as the mean of that and of its share among them. The score is one minus the credibility of the given
+    neighbours, `credibility` joins that with its share among them. The score is one minus the credibility of the given
     label. Without neighbours that is one minus the confidence of the data map.
 
     Raises
@@ -135,16 +135,16 @@ def suspected_errors(
 
 
 def credibility(of_model: NDArray[np.floating], of_neighbours: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Mean of what the model and what the neighbours say; that of the model alone where the neighbours' is NaN.
+    """What the model and the neighbours say together: a mean in which the neighbours count twice.
 
-    Both of one shape, in [0, 1].
+    Both of one shape, in [0, 1]. Where the neighbours' is NaN that of the model stands alone.
 
     Examples
     --------
-    >>> credibility(np.array([0.75, 0.75]), np.array([0.25, np.nan]))
-    array([0.5 , 0.75])
+    >>> credibility(np.array([0.9, 0.9]), np.array([0.3, np.nan]))
+    array([0.5, 0.9])
     """
-    together = (of_model.astype(np.float64) + of_neighbours) / 2
+    together = (of_model.astype(np.float64) + 2 * of_neighbours) / 3
     return np.where(np.isnan(of_neighbours), of_model, together)
 
 
@@ -234,7 +234,7 @@ def neighbour_agreement(
     Returns
     -------
     Shape (n_examples,), in [0, 1]; NaN for an example without a label or without labelled neighbours. A neighbour at
-    distance d has the weight ``exp(-4 * d / m)``, with m the median of all distances to neighbours.
+    distance d has the weight ``exp(-8 * d / m)``, with m the median of all distances to neighbours.
 
     Raises
     ------
@@ -243,12 +243,12 @@ def neighbour_agreement(
 
     Examples
     --------
-    Distances 1, 3, then 1, 2, then 2, 3, of median 2; the first example's weights are exp(-2) and exp(-6):
+    Distances 1, 3, then 1, 2, then 2, 3, of median 2; the first example's weights are exp(-4) and exp(-12):
 
     >>> from t3vis.analysis.nearest import nearest_neighbours
     >>> near = nearest_neighbours(np.array([[0.0], [1.0], [3.0]]), k=2, metric="euclidean")
     >>> neighbour_agreement(near, np.array([0, 0, 1])).round(3)
-    array([0.982, 0.881, 0.   ])
+    array([1.   , 0.982, 0.   ])
     """
     votes, n_classes = Votes(neighbours, len(labels)), max(int(labels.max(initial=-1)) + 1, 1)
     labelled, column = _column(labels)
@@ -290,7 +290,7 @@ class Votes:
         """Ids of the neighbours and what they weigh, shape (n_rows, k); 0 where there is none, with any id."""
         ids, distances = self._neighbours.ids[rows], self._neighbours.distances[rows]
         # From the nearest on, so that far ones do not all vanish together.
-        weights = np.exp(-4 * (distances - distances[:, :1]) / self._scale)
+        weights = np.exp(-8 * (distances - distances[:, :1]) / self._scale)
         return ids, np.where(ids >= 0, weights, 0)
 
     def shares(self, rows: slice, labels: NDArray[np.integer], n_classes: int) -> NDArray[np.float64]:

@@ -33,11 +33,11 @@ class TestMultiLabel:
         assert found.aum == pytest.approx([math.log(3) / 2, -math.log(4), NAN, NAN], nan_ok=True)
         assert found.ranking().tolist() == [1, 0, 2, 3]
 
-    def test_neighbours_count_as_much_as_the_model(self):
+    def test_neighbours_count_twice_as_much_as_the_model(self):
         # All labels at 3/4; the neighbour of the first example has its first label and not its second.
         near = Neighbours(np.array([[1], [0]]), np.array([[1.0], [1.0]]))
         found = multi_label_suspects(np.full((1, 2, 2), math.log(3)), np.array([[1, 1], [1, 0]]), neighbours=near)
-        assert found.score[0] == pytest.approx(1 - (3 / 4 + 0) / 2)
+        assert found.score[0] == pytest.approx(1 - 3 / 4 / 3)
         assert found.neighbour_agreement.tolist() == [0, 0]
         assert found.suggested_label.tolist() == [1, 1]
 
@@ -87,13 +87,13 @@ class TestRegression:
         assert found.suggested_label.tolist() == [-1, -1, -1]
         assert np.isnan(found.aum).all()
 
-    def test_neighbours_count_as_much_as_the_model(self):
+    def test_neighbours_count_twice_as_much_as_the_model(self):
         # The model is right; the neighbours, of equal weight and one of them without a label, say 3 on average.
         near = Neighbours(np.array([[1, 2, 3], *[[-1] * 3] * 3]), np.array([[1.0] * 3, *[[NAN] * 3] * 3]))
         targets = np.array([[1.0], [2.0], [4.0], [NAN]])
         found = regression_suspects(targets[np.newaxis], targets, neighbours=near, scale=2)
         assert found.neighbour_agreement == pytest.approx([math.exp(-1), NAN, NAN, NAN], nan_ok=True)
-        assert found.score == pytest.approx([(1 - math.exp(-1)) / 2, 0, 0, NAN], nan_ok=True)
+        assert found.score == pytest.approx([2 * (1 - math.exp(-1)) / 3, 0, 0, NAN], nan_ok=True)
 
     @given(
         hnp.arrays(np.float64, (3, 6, 2), elements=st.floats(-9, 9)), st.floats(0.1, 50), st.floats(-9, 9),
