@@ -371,7 +371,7 @@ def suspect_rows(run: t3vis.Run, split: Split, n_rows: int) -> list[dict[str, st
             "example": str(example),
             "score": f"{suspects.score[example]:.3f}",
             "label": label_text(split, labels[example]),
-            "suggested": label_text(split, suspects.suggested_label[example]),
+            "suggested": label_text(split, suggested) if (suggested := suspects.suggested_label[example]) >= 0 else "",
             "confidence": f"{mapped.confidence[example]:.3f}",
             "variability": f"{mapped.variability[example]:.3f}",
             "correctness": f"{mapped.correctness[example]:.2f}",

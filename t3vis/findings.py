@@ -163,8 +163,11 @@ def _of_data_map(run: Run, split: Split, burn_in: int, burn_out: int | None) -> 
 
 def _of_suspects(run: Run, split: Split) -> list[str]:
     suspects = analyzed_suspects(run, split)
-    n_suspects = int((suspects.suggested_prob > 1 - suspects.score).sum())
-    return [f"  labels less credible than another: {n_suspects:,} (t3vis suspects {run.path})"]
+    if split.attributes["task"] == "regression":  # no other number is suggested
+        what, mask = "labels more suspicious than credible", suspects.score > 1 / 2
+    else:
+        what, mask = "labels less credible than another", suspects.suggested_prob > 1 - suspects.score
+    return [f"  {what}: {int(mask.sum()):,} (t3vis suspects {run.path})"]
 
 
 def _of_difficulty(run: Run, split: Split) -> list[str]:
