@@ -15,11 +15,11 @@ from t3vis.errors import AnalysisError
 CHUNK_SIZE = 16_384
 """Examples read at a time: at ten epochs and twenty classes of float32, 13 MB."""
 
-BLOCK_VALUES = 1 << 17
-"""Logits computed with at a time: 512 kB of float32, so that they stay in the cache (``benchmarks/bench_analysis.py``
-takes 1.4 times as long with whole chunks)."""
+BLOCK_VALUES = 1 << 18
+"""Logits computed with at a time: 1 MB of float32, which stays in the cache where a chunk does not."""
 
 N_THREADS = min(os.cpu_count() or 1, 4)
+"""Threads that compute; more than a few would wait for the one that reads."""
 
 Columns = dict[str, NDArray[Any]]
 """Arrays by name whose last axis counts the examples."""
