@@ -77,12 +77,14 @@ MEANINGS = {
 
 _MAPS: dict[str, Callable[..., DataMap]] = {
     "single_label": data_map,
+    "multiple_choice": data_map,
     "multi_label": multi_label_map,
     "regression": regression_map,
 }
 
 _SUSPECTS: dict[str, Callable[..., Suspects]] = {
     "single_label": suspected_errors,
+    "multiple_choice": suspected_errors,
     "multi_label": multi_label_suspects,
     "regression": regression_suspects,
 }
@@ -126,7 +128,7 @@ def analyzed_suspects(run: Run, split: Split) -> Suspects:
     logits = _Reported(_recorded(split, "logits"), f"label quality of {split.name}")
     suspects_of = _for_task(split, _SUSPECTS, "label quality")
     neighbours = None
-    if "hidden_states" in split.arrays:
+    if "hidden_states" in split.arrays and split.attributes["task"] != "multiple_choice":  # places are no classes
         neighbours = _neighbours(_over_passes_and_layers(split), k=parameters["n_neighbours"])
     computed = suspects_of(logits, split.labels, neighbours=neighbours)
     _keep(run, split, "label_quality", computed.as_columns(), parameters)
@@ -271,19 +273,6 @@ class Layer:
     def __getitem__(self, key: slice | NDArray[np.int64]) -> NDArray[Any]:
         found: NDArray[Any] = self._states[self._index, self._number, key]
         return found
-
-
-def split_of(run: Run, name: str) -> Split:
-    """A split by name.
-
-    Raises
-    ------
-    AnalysisError
-        If the run has none of that name.
-    """
-    if name not in run.splits:
-        raise AnalysisError(f"{run.path} holds no split {name!r}; it holds: {', '.join(run.splits) or 'none'}.")
-    return run.splits[name]
 
 
 class _Reported:

@@ -10,6 +10,7 @@ from t3vis.analysis.data_map import data_map
 from t3vis.analysis.drift import cka
 from t3vis.analysis.generalised import multi_label_map, regression_map
 from t3vis.analysis.generalised_quality import multi_label_suspects, regression_suspects
+from t3vis.analysis.label_quality import suspected_errors
 from t3vis.analyze import (
     analyzed_data_map,
     analyzed_difficulty,
@@ -18,9 +19,8 @@ from t3vis.analyze import (
     analyzed_separability,
     analyzed_suspects,
 )
-from t3vis.cli import suspect_rows
 from t3vis.errors import AnalysisError
-from t3vis.findings import class_rows, findings
+from t3vis.findings import class_rows, findings, suspect_rows
 from t3vis.store.reader import Run
 from t3vis.store.results import read_result
 from t3vis.store.writer import create_run
@@ -46,7 +46,8 @@ def recorded(
     rng = np.random.default_rng(0)
     if labels is None:
         labels = rng.integers(0, n_outputs, n_examples)
-    targets = labels if task == "single_label" else rng.integers(0, 2, (n_examples, n_outputs)).astype(np.float32)
+    has_class = task in ("single_label", "multiple_choice")
+    targets = labels if has_class else rng.integers(0, 2, (n_examples, n_outputs)).astype(np.float32)
     writer = create_run(path, {"model": {"class": "Tiny"}})
     name = "train" if kind == "train" else "eval"
     writer.add_split(name, {"kind": kind, "mode": kind, "n_examples": n_examples, "fingerprint": "f"})
@@ -67,7 +68,7 @@ def recorded(
             rows["hidden_states"] = (drawn + noise + pull[:, :HIDDEN]).astype(np.float16)
         if not logits:
             del rows["logits"]
-        rows["labels" if task == "single_label" else "targets"] = targets
+        rows["labels" if has_class else "targets"] = targets
         order = rows["example"]
         for array in rows:
             if array not in ("example", "step"):
@@ -269,11 +270,19 @@ def test_several_labels_and_numbers_have_answers_of_their_own(tmp_path, task, ma
         class_rows(run, run.train)
 
 
-@pytest.mark.parametrize("task", ["question_answering", "token_classification", "sequence"])
+def test_choices_are_judged_by_the_model_alone(tmp_path):
+    run = recorded(tmp_path / "run.zarr", task="multiple_choice")
+    expected = suspected_errors(run.train.logits[:], run.train.labels)
+    np.testing.assert_array_equal(analyzed_suspects(run, run.train).score, expected.score)
+    np.testing.assert_allclose(analyzed_data_map(run, run.train).confidence, expected.self_confidence, atol=1e-6)
+    assert np.isnan(analyzed_outliers(run, run.train).mahalanobis_own).all()
+
+
+@pytest.mark.parametrize("task", ["question_answering", "token_classification", "causal_lm"])
 def test_a_task_that_an_analysis_is_not_of_is_refused_by_name(tmp_path, task):
     run = recorded(tmp_path / "run.zarr", task=task)
     name = task.replace("_", " ")
-    with pytest.raises(AnalysisError, match=f"is a {name} task; there is a data map of single_label, multi_label, reg"):
+    with pytest.raises(AnalysisError, match=f"is a {name} task; there is a data map of single_label"):
         analyzed_data_map(run, run.train)
     with pytest.raises(AnalysisError, match=f"is a {name} task; there is a label quality of single_label"):
         analyzed_suspects(run, run.train)
