@@ -101,7 +101,7 @@ def suspect_rows(run: Run, split: Split, n_rows: int) -> Rows:
             "example": str(example),
             "score": f"{suspects.score[example]:.3f}",
             "label": label_text(split, labels[example]),
-            "suggested": label_text(split, suspects.suggested_label[example]),
+            "suggested": label_text(split, suggested) if (suggested := suspects.suggested_label[example]) >= 0 else "",
             "confidence": f"{mapped.confidence[example]:.3f}",
             "variability": f"{mapped.variability[example]:.3f}",
             "correctness": f"{mapped.correctness[example]:.2f}",
@@ -209,8 +209,11 @@ def _of_progress(run: Run, split: Split) -> list[str]:
 
 def _of_suspects(run: Run, split: Split) -> list[str]:
     suspects = analyzed_suspects(run, split)
-    n_suspects = int((suspects.suggested_prob > 1 - suspects.score).sum())
-    return [f"  labels less credible than another: {n_suspects:,} (t3vis suspects {run.path})"]
+    if split.attributes["task"] == "regression":  # no other number is suggested
+        what, mask = "labels more suspicious than credible", suspects.score > 1 / 2
+    else:
+        what, mask = "labels less credible than another", suspects.suggested_prob > 1 - suspects.score
+    return [f"  {what}: {int(mask.sum()):,} (t3vis suspects {run.path})"]
 
 
 def _of_difficulty(run: Run, split: Split) -> list[str]:

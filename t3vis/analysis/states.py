@@ -67,6 +67,44 @@ class MeanDirection:
         return total
 
 
+class SideBySide:
+    """The directions of several states of each example as one long state; rows are made when they are read.
+
+    By cosine two examples are then as alike as they are in the mean of the parts. An example that was not seen in one
+    of the parts is NaN.
+
+    Parameters
+    ----------
+    parts
+        States of the same examples, such as those of several layers.
+
+    Raises
+    ------
+    AnalysisError
+        If there is no part, or they are not of as many examples.
+
+    Examples
+    --------
+    >>> SideBySide([np.array([[3.0, 4.0]]), np.array([[2.0]])])[:1]
+    array([[0.6, 0.8, 1. ]], dtype=float32)
+    """
+
+    def __init__(self, parts: Sequence[StatesLike]) -> None:
+        counts = {states.shape[0] for states in parts}
+        if len(counts) != 1:
+            raise AnalysisError(f"the parts hold {sorted(counts)} examples; pass at least one, of the same examples.")
+        self._parts = parts
+        self.shape = counts.pop(), sum(states.shape[1] for states in parts)
+
+    def __getitem__(self, key: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        found = []
+        for states in self._parts:
+            unit, seen = _unit_or_zero(np.array(states[key], dtype=np.float32))
+            unit[~seen] = np.nan
+            found.append(unit)
+        return np.concatenate(found, axis=1)
+
+
 def unit_rows(states: NDArray[np.floating]) -> NDArray[np.float32]:
     """Hidden states scaled to length one, on which Euclidean distance and cosine similarity give one order.
 
