@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 MAX_REFERENCES = 20_000
 """Neighbours are looked for among that many examples at most, drawn at random: the work is then linear in them."""
+MOST_NEIGHBOURS = 100
+"""Neighbours that are asked about a label: a tenth of a small data set, so that they are near, and at most so many."""
 
 MEANINGS = {
     "confidence": "mean gold-label probability over the passes in which the example was seen",
@@ -126,7 +128,7 @@ def analyzed_suspects(run: Run, split: Split) -> Suspects:
     AnalysisError
         If nothing was recorded, or of a task of another kind.
     """
-    parameters = {"n_neighbours": 100}
+    parameters = {"n_neighbours": max(10, min(MOST_NEIGHBOURS, split.n_examples // 10))}
     known = _current(run, split, "label_quality", parameters)
     if known is not None:
         return Suspects(**known.columns)

@@ -232,7 +232,6 @@ def test_umap_is_given_the_graph_and_the_start(monkeypatch):
 
 
 def test_a_umap_map_keeps_neighbours_and_is_repeatable():
-    pytest.importorskip("umap", reason="the extra umap is not installed", exc_type=ImportError)
     states = clouds(120)
     graph, start = neighbour_graph(states), pca_start(states)
     found = umap(states, graph, start)
