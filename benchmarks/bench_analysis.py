@@ -55,7 +55,7 @@ def main() -> None:
         return
     n_examples, n_states = (100_000, 10_000) if options.quick else (1_000_000, 100_000)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}")
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     if options.only != "states":
         figures |= of_logits(n_examples)
     if options.only != "logits":

@@ -46,8 +46,8 @@ Method = Literal["tsne", "pca", "umap"]
 MAX_FITTED = 100_000
 """Up to this many examples make a t-SNE map; of more, `N_LANDMARKS` do, and the others are placed on it."""
 N_LANDMARKS = 50_000
-MAX_WORK = 25_000_000
-"""Examples times iterations, of all t-SNE maps together, that `last_map` spends: less than a minute."""
+MAX_WORK = 7_000_000
+"""Examples times iterations, of all t-SNE maps together, that `last_map` spends: half a minute at 4 microseconds each."""
 N_ONE_THREAD = 10_000
 """From this many examples on, threads gain more than they lose by waiting for each other."""
 
@@ -136,7 +136,7 @@ def analyzed_projection(
 
 
 def last_map(run: Run, split: Split) -> AnalyzedProjection:
-    """The map of the last layer in the last pass that can be had in a minute: t-SNE, or PCA of more examples.
+    """The map of the last layer in the last pass that can be had in half a minute: t-SNE, or PCA of more examples.
 
     Raises
     ------
