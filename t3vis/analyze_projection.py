@@ -47,7 +47,7 @@ MAX_FITTED = 100_000
 """Up to this many examples make a t-SNE map; of more, `N_LANDMARKS` do, and the others are placed on it."""
 N_LANDMARKS = 50_000
 MAX_WORK = 7_000_000
-"""Examples times iterations, of all t-SNE maps together, that `last_map` spends: half a minute at 4 microseconds each."""
+"""Examples times iterations, of all t-SNE maps together, that `last_map` spends: half a minute at 4 µs each."""
 N_ONE_THREAD = 10_000
 """From this many examples on, threads gain more than they lose by waiting for each other."""
 
