@@ -25,9 +25,11 @@ from t3vis.analysis.neighbours import K_NEIGHBOURS, MAX_EXACT, NeighbourGraph, n
 from t3vis.analysis.projection import (
     CONTINUED,
     FRESH,
+    REARRANGED,
     TSNEMap,
     displacement,
     pca_start,
+    phases_after,
     place,
     principal_axes,
     tsne,
@@ -46,8 +48,8 @@ Method = Literal["tsne", "pca", "umap"]
 MAX_FITTED = 100_000
 """Up to this many examples make a t-SNE map; of more, `N_LANDMARKS` do, and the others are placed on it."""
 N_LANDMARKS = 50_000
-MAX_WORK = 25_000_000
-"""Examples times iterations, of all t-SNE maps together, that `last_map` spends: less than a minute."""
+MAX_WORK = 7_000_000
+"""Examples times iterations, of all t-SNE maps together, that `last_map` spends: half a minute at 4 µs each."""
 N_ONE_THREAD = 10_000
 """From this many examples on, threads gain more than they lose by waiting for each other."""
 
@@ -136,7 +138,7 @@ def analyzed_projection(
 
 
 def last_map(run: Run, split: Split) -> AnalyzedProjection:
-    """The map of the last layer in the last pass that can be had in a minute: t-SNE, or PCA of more examples.
+    """The map of the last layer in the last pass that can be had in half a minute: t-SNE, or PCA of more examples.
 
     Raises
     ------
@@ -270,7 +272,7 @@ class _Maps:
     ) -> dict[str, Any]:
         """Coordinates and KL divergence of a t-SNE map of what was seen."""
         start = pca_start(states, seed=self._seed) if last is None else self._start(last, seen, graph)
-        phases = FRESH if last is None else CONTINUED
+        phases = FRESH if last is None else phases_after(float(np.nanmean(self._overlap(last, seen, graph))))
         name, provenance = f"tsne_{step.name}_stopped", self._provenance(step, last)
         chosen = self._landmarks(seen)
         if len(chosen) < len(states):
@@ -342,18 +344,24 @@ class _Maps:
         self, last: _Step, seen: NDArray[np.bool_], coordinates: NDArray[np.float32], graph: NeighbourGraph
     ) -> dict[str, NDArray[np.float64]]:
         """Displacement and neighbour overlap of the examples on both maps, NaN for the others."""
+        known = self._results[f"tsne_{last.name}"]
+        before = np.stack([known.columns["x"], known.columns["y"]], axis=1)[seen]
+        both = np.isfinite(before[:, 0])
+        moved = np.full(len(both), np.nan)
+        moved[both] = displacement(before[both], coordinates[both])
+        return {"displacement": moved, "neighbour_overlap": self._overlap(last, seen, graph)}
+
+    def _overlap(self, last: _Step, seen: NDArray[np.bool_], graph: NeighbourGraph) -> NDArray[np.float64]:
+        """Share of its neighbours that each example on this map had on the last; NaN where it was not there."""
         states, seen_before = self._states(last)
         before = self._graph(last, states, seen_before)
-        known = self._results[f"tsne_{last.name}"]
-        from_last = np.stack([known.columns["x"], known.columns["y"]], axis=1)
-        changed = {name: np.full(len(seen), np.nan) for name in ("displacement", "neighbour_overlap")}
+        overlap = np.full(len(seen), np.nan)
         both = seen & seen_before
-        changed["displacement"][both] = displacement(from_last[both], coordinates[both[seen]])
-        changed["neighbour_overlap"][both] = shared(
+        overlap[both] = shared(
             np.flatnonzero(seen_before)[before.indices[both[seen_before]]],
             np.flatnonzero(seen)[graph.indices[both[seen]]],
         )
-        return {name: values[seen] for name, values in changed.items()}
+        return overlap[seen]
 
     def _noise_floor(self, first: _Step) -> float:
         """How far the examples move on the first map when it is continued though no state has changed."""
@@ -391,7 +399,7 @@ class _Maps:
             "layer": step.layer,
         }
         if not of_graph:
-            phases = FRESH if last is None else CONTINUED
+            phases = FRESH if last is None else [*CONTINUED, *REARRANGED]
             found["method"] = self._method
             found["phases"] = [[phase.n_iter, phase.exaggeration, phase.learning_rate] for phase in phases]
             found["from"] = None if last is None else [last.name, self._digests[last.name]]

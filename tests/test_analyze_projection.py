@@ -11,7 +11,7 @@ import zarr
 
 from t3vis import analyze_projection, open_run
 from t3vis.analysis.neighbours import neighbour_graph, neighbour_overlap
-from t3vis.analysis.projection import displacement, principal_axes
+from t3vis.analysis.projection import CONTINUED, REARRANGED, displacement, principal_axes, tsne
 from t3vis.analysis.projection_quality import projection_quality
 from t3vis.analysis.states import unit_rows
 from t3vis.analyze_projection import AnalyzedProjection, analyzed_projection, last_map
@@ -232,6 +232,18 @@ def test_few_examples_end_with_an_answer_or_a_clear_error(tmp_path):
     path = recorded(tmp_path / "three.zarr", epochs=range(1), unseen={0: list(range(3, N_EXAMPLES))})
     with pytest.raises(AnalysisError, match=r"3 examples of .* were seen in pass 0; a map needs at least 4"):
         mapped(path)
+
+
+@pytest.mark.parametrize(("noise", "phases"), [(0, CONTINUED), (9, REARRANGED)])
+def test_how_a_map_goes_on_depends_on_the_neighbours_that_were_kept(tmp_path, noise, phases):
+    drawn = iter(np.random.default_rng(5).normal(size=(2, 2, N_EXAMPLES, HIDDEN)))
+    path = recorded(tmp_path / "run.zarr", epochs=[0, 1], spoiled=lambda states: states + noise * next(drawn))
+    first, second = (mapped(path, pass_index=index) for index in (0, 1))
+    states = unit_rows(open_run(path).train.hidden_states[1, 1])
+    start = first.coordinates.astype(np.float64)
+    start += np.random.default_rng(0).normal(0, start.std() / 1_000, start.shape)
+    expected = tsne(neighbour_graph(states), start, phases=phases).coordinates
+    np.testing.assert_array_equal(second.coordinates, expected.astype(np.float32))
 
 
 def test_an_epoch_that_is_missing_is_passed_over(tmp_path):

@@ -216,7 +216,7 @@ def test_analyze_says_what_it_found_of_every_kind(in_demo_folder: Path, capsys) 
         "accuracy of a linear probe, by pass and layer:",
         "outliers with a score above 0.95: ",
         "similarity of each layer in pass 1 to itself in pass 0 (linear CKA):",
-        "map tsne_p0001_l02 of 216 examples: trustworthiness 0.",
+        " of 216 examples: trustworthiness 0.",
     ):
         assert part in printed
     assert "not computed" not in printed

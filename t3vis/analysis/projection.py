@@ -30,8 +30,6 @@ START_SCALE = 1e-4
 """Standard deviation of a start along its first axis, as in openTSNE."""
 MIN_EXAMPLES = 4
 """Fewer points make no map: t-SNE of three is a triangle, whatever they are."""
-MIN_FFT = 3_000
-"""From this many examples on, forces that are interpolated by FFT take less time than those from a tree."""
 REPORT_EVERY = 10
 """Iterations between two calls of a callback."""
 
@@ -65,9 +63,14 @@ class Phase:
 
 FRESH = (Phase(250, 12), Phase(500, 1))
 """For a map that starts from principal components; openTSNE's own."""
-CONTINUED = (Phase(50, 1.5), Phase(250, 1))
-"""For a map that starts from the last one. With less exaggeration it fits worse, with more it moves though no state
-has changed: the part ``next`` of ``benchmarks/bench_projection.py``."""
+CONTINUED = (Phase(300, 1, learning_rate=6),)
+"""For a map that starts from the last one. With exaggeration it moves though no state has changed, with a lower rate
+it fits worse: the part ``next`` of ``benchmarks/bench_projection.py``."""
+REARRANGED = (Phase(50, 4), Phase(250, 1, learning_rate=2))
+"""For a map that starts from one on which most examples had other neighbours: without exaggeration they cannot pass
+each other, and what it moves means nothing in any case."""
+MIN_KEPT = 0.3
+"""Share of the neighbours kept below which a map is rearranged: half are enough to hold on to, a tenth is not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +205,7 @@ def tsne(
         Where the optimization starts, shape (n_examples, 2): `pca_start`, or the coordinates of another map, which
         this one is then comparable with.
     phases
-        `FRESH` after `pca_start`, `CONTINUED` after another map.
+        `FRESH` after `pca_start`, what `phases_after` says after another map.
     resume
         A map that was stopped, of the same graph and phases, to go on from; `start` is then ignored.
     callback
@@ -223,7 +226,7 @@ def tsne(
     Notes
     -----
     Affinities are uniform over the neighbours rather than of a perplexity, and no exaggeration is left on:
-    ``benchmarks/bench_projection.py`` measures both. Forces are interpolated by FFT from 3,000 examples and taken
+    ``benchmarks/bench_projection.py`` measures both. Forces are interpolated by FFT from 10,000 examples and taken
     from a tree below (Barnes-Hut). Of each example a third of the others attract it at most: were it all of them,
     the map would be one point. Equal input gives an equal map on one machine.
 
@@ -262,14 +265,7 @@ def tsne(
         n_done, kl_divergence = resume.n_iter, resume.kl_divergence
     k = max(min(graph.k, (n_examples - 1) // 3), 1)
     affinities = Uniform(knn_index=PrecomputedNeighbors(graph.indices[:, :k], graph.distances[:, :k]))
-    embedding = TSNEEmbedding(
-        given,
-        affinities,
-        optimizer=optimizer,
-        max_step_norm=5,
-        negative_gradient_method="fft" if n_examples >= MIN_FFT else "bh",
-        n_jobs=n_jobs,
-    )
+    embedding = TSNEEmbedding(given, affinities, optimizer=optimizer, max_step_norm=5, n_jobs=n_jobs)
     matrix = affinities.P
     for phase in phases:
         n_left = n_before + phase.n_iter - n_done
@@ -294,6 +290,17 @@ def tsne(
             break
         n_done, kl_divergence = n_done + n_left, embedding.kl_divergence
     return TSNEMap(np.array(embedding), kl_divergence, n_done, n_planned, optimizer.gains, optimizer.update)
+
+
+def phases_after(kept: float) -> tuple[Phase, ...]:
+    """How to go on from the last map, by the share of the neighbours in hidden space kept since then, in [0, 1].
+
+    Examples
+    --------
+    >>> phases_after(0.66) == CONTINUED, phases_after(0.09) == REARRANGED
+    (True, True)
+    """
+    return CONTINUED if kept >= MIN_KEPT else REARRANGED
 
 
 def place(

@@ -16,11 +16,12 @@ from t3vis.analysis.neighbours import map_neighbours, neighbour_graph, shared
 from t3vis.analysis.projection import (
     CONTINUED,
     FRESH,
-    MIN_FFT,
+    REARRANGED,
     Phase,
     TSNEMap,
     displacement,
     pca_start,
+    phases_after,
     place,
     principal_axes,
     tsne,
@@ -111,10 +112,10 @@ def test_clouds_of_states_are_clouds_on_the_map():
     assert (near // 40 == np.arange(120)[:, np.newaxis] // 40).all()
 
 
-@pytest.mark.parametrize("n_examples", [300, MIN_FFT])  # forces from a tree, and by FFT
+@pytest.mark.parametrize("n_examples", [300, 10_100])  # forces from a tree, and by FFT
 def test_equal_input_gives_equal_maps_whatever_the_threads(n_examples):
     states = clouds(n_examples)
-    graph, phases = neighbour_graph(states, k=5), (Phase(10, 12), Phase(15, 1))
+    graph, phases = neighbour_graph(states, k=5), (Phase(5, 12), Phase(5, 1))
     one, again, two = (tsne(graph, pca_start(states), phases=phases, n_jobs=jobs) for jobs in (1, 1, 2))
     np.testing.assert_array_equal(again.coordinates, one.coordinates)
     np.testing.assert_array_equal(two.coordinates, one.coordinates)
@@ -170,6 +171,10 @@ def test_a_map_started_from_the_last_stays_near_it_and_is_as_good():
     assert recall(continued) > 0.97 * recall(anew)
     assert displacement(last.coordinates, continued.coordinates).mean() < 0.3
     assert continued.n_planned < FRESH[0].n_iter + FRESH[1].n_iter
+
+
+def test_a_map_is_rearranged_where_few_neighbours_were_kept():
+    assert [phases_after(kept) for kept in (0, 0.29, 0.3, 1)] == [REARRANGED, REARRANGED, CONTINUED, CONTINUED]
 
 
 @pytest.mark.parametrize("n_examples", [4, 5, 16])
