@@ -31,13 +31,15 @@ _WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
 class Projection:
     """The output projection of one attention: its input (..., n_heads * width) holds the heads one after another.
 
-    ``attention`` is ``self``, or in a model of two stacks ``encoder``, ``decoder`` or ``cross``.
+    ``attention`` is ``self``, or in a model of two stacks ``encoder``, ``decoder`` or ``cross``; ``caller`` is the module
+    that computed the heads, which may or may not call the projection itself.
     """
 
     name: str
     module: nn.Module
     attention: Attention
     n_heads: int
+    caller: nn.Module
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Trace:
             if heads is not None and len(x) == n_rows:
                 kind: Attention = "self" if encoder is None else "encoder" if call.attention in encoder else "decoder"
                 kind = "cross" if has_cross and call.n_sources > 1 else kind
-                pairs.append((Projection(self._names[module], module, kind, heads), x))
+                pairs.append((Projection(self._names[module], module, kind, heads, call.attention), x))
                 found.add(call.attention)
         pairs.sort(key=lambda pair: _ORDER[pair[0].attention])
         missed = tuple(self._names[attention] for attention in self._attentions if attention not in found)
