@@ -31,8 +31,8 @@ _WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
 class Projection:
     """The output projection of one attention: its input (..., n_heads * width) holds the heads one after another.
 
-    ``attention`` is ``self``, or in a model of two stacks ``encoder``, ``decoder`` or ``cross``; ``caller`` is the module
-    that computed the heads, which may or may not call the projection itself.
+    ``attention`` is ``self``, or in a model of two stacks ``encoder``, ``decoder`` or ``cross``; ``caller`` is the
+    module that computed the heads, which may or may not call the projection itself.
     """
 
     name: str

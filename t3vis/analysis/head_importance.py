@@ -27,7 +27,8 @@ class LayersLike(Protocol):
     """Values of each head, shape (n_layers, n_examples, n_heads), read a layer at a time, such as a NumPy array."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Layers, examples and heads."""
 
     def __getitem__(self, layer: int, /) -> Any: ...
 
@@ -65,8 +66,8 @@ def head_importance(
     Parameters
     ----------
     gradients
-        dL/dg of each example's own loss for a gate g = 1 on what a head hands on, shape (n_layers, n_examples, n_heads);
-        NaN where not known.
+        dL/dg of each example's own loss for a gate g = 1 on what a head hands on, shape (n_layers, n_examples,
+        n_heads); NaN where not known.
     form
         ``gate``: the mean of abs(dL/dg), over examples and not over batches, not normalised by layer. ``removal``: the
         mean of -dL/dg + (dL/dg)**2 / 2, an estimate of how much the loss rises without the head. ``group``: the square
@@ -152,7 +153,7 @@ def mean_importance(
         out[0, layer, has] = means[0, has]
         if has.any() and n_resamples:
             out[1:, layer, has] = np.nanquantile(means[1:, has], tails, axis=0)
-    return HeadImportance(*out, n_examples=n_known)
+    return HeadImportance(out[0], out[1], out[2], n_known)
 
 
 def quadratic_importance(

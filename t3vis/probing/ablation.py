@@ -6,7 +6,7 @@ have been: what lies before is computed once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from t3vis.probing.answers import Answers, answers
 from t3vis.probing.batches import Examples, batches
 from t3vis.probing.gating import Head, Heads
 from t3vis.probing.model import probed
-from t3vis.probing.prefix import Prefix, repeated
+from t3vis.probing.prefix import Prefix
 
 MAX_ROWS = 512
 """Examples times heads that go through the model at once."""
@@ -171,7 +171,7 @@ class _Found:
             out.logits[ids], out.labels[ids] = _numpy(whole.logits[:, 0]), _numpy(whole.targets[:, 0])
 
     def add(self, ids: NDArray[np.int64], layer: int, some: list[int], whole: Answers, without: Answers) -> None:
-        out, at = self.ablation, np.ix_(ids, some)
+        out, at = self.ablation, np.ix_(ids, np.array(some))
         for values, array in (
             (without.loss.view(len(some), -1) - whole.loss, out.loss_change),
             (whole.divergence(without).view(len(some), -1), out.divergence),

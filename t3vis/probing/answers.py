@@ -1,4 +1,4 @@
-"""What a model answers about each example, in one form for every task: loss, right or wrong, distance to another answer.
+"""What a model answers about each example, in one form for every task: loss, right or wrong, how far apart.
 
 An answer is a distribution over classes at one or more places: one place for a class of the whole example, two for the
 start and the end of a span, and as many as there are labelled tokens for classes of tokens and for language models.
@@ -33,8 +33,9 @@ class Answers:
     """Answers of a model to a batch.
 
     ``logits`` has shape (n, n_places, n_classes), float32. ``targets`` are gold classes, shape (n, n_places), or for
-    several labels and for numbers their values, shape (n, 1, n_classes); ``None`` where they are not known. ``weights``,
-    shape (n, n_places), say how much each place counts; they sum to one in each example, or to zero without a label.
+    several labels and for numbers their values, shape (n, 1, n_classes); ``None`` where they are not known.
+    ``weights``, shape (n, n_places), say how much each place counts; they sum to one in each example, or to zero
+    without a label.
     """
 
     kind: Kind
@@ -197,7 +198,7 @@ def _of_span(inputs: Mapping[str, Tensor], outputs: Mapping[str, Any]) -> Answer
 def _kind(config: Any, logits: Tensor, labels: Tensor | None) -> Kind:
     """As transformers' ``ForSequenceClassification`` has it."""
     named = getattr(config, "problem_type", None)
-    if named in _NAMED:
+    if named is not None:
         return _NAMED[named]
     if logits.shape[1] == 1:
         return "numbers"

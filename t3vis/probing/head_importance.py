@@ -17,7 +17,7 @@ from t3vis.errors import ProbingError
 from t3vis.gates import gate_gradients
 from t3vis.probing.ablation import Ablation, ablation
 from t3vis.probing.answers import answers, question
-from t3vis.probing.batches import Batch, Examples, batches
+from t3vis.probing.batches import Examples, batches
 from t3vis.probing.gating import Heads, heads_of
 from t3vis.probing.model import probed
 
@@ -166,10 +166,10 @@ def importances(
     sample = np.sort(np.random.default_rng(seed).permutation(known)[:n_removed])
     removed = ablation(heads, examples, ids=sample, batch_size=batch_size, seed=seed)
     effects = {name: mean_importance(getattr(removed, name), seed=seed) for name in EFFECTS}
-    scores = {form: head_importance(gradients.gradients, form, seed=seed) for form in FORMS}
+    scores: dict[str, HeadImportance] = {form: head_importance(gradients.gradients, form, seed=seed) for form in FORMS}
     of_sample = gradients.gradients[:, sample]
     estimates = {form: head_importance(of_sample, form, n_resamples=0) for form in FORMS}
-    agreements = {
+    agreements: dict[str, dict[str, float]] = {
         form: {name: agreement(estimate.value, effect.value) for name, effect in effects.items()}
         for form, estimate in estimates.items()
     }

@@ -8,9 +8,9 @@ heads, of all their gates).
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from t3vis.analysis.head_importance import HeadImportance, quadratic_importance
 from t3vis.errors import ProbingError
 from t3vis.gates import Projection, linear_layers
 from t3vis.probing.answers import answers
-from t3vis.probing.batches import Examples, batches
+from t3vis.probing.batches import Batch, Examples, batches
 from t3vis.probing.gating import Heads, n_inputs
 from t3vis.probing.model import probed
 
@@ -82,34 +82,44 @@ def parameter_importance(
 
     References
     ----------
-    Molchanov et al. (2019), "Importance Estimation for Neural Network Pruning", section 3.1; Li et al. (2021), "T3-Vis",
-    appendix A.1, for all parameters of a head and the gradient of the whole validation loss.
+    Molchanov et al. (2019), "Importance Estimation for Neural Network Pruning", section 3.1; Li et al. (2021),
+    "T3-Vis", appendix A.1, for all parameters of a head and the gradient of the whole validation loss.
     """
     parts = [[*found, _columns(p)] for p, found in zip(heads.projections, _rows_found(heads, examples), strict=True)]
     with probed(heads.model):
         _ask(heads, parts)
-        every = list(batches(heads.model, examples, batch_size=batch_size, what="gradients of parameters", seed=seed))
-        groups = [every[number::n_groups] for number in range(min(n_groups, len(every)))]
-        sizes = np.array([sum(map(len, group)) for group in groups])
-        gathered: dict[int, list[list[Tensor]]] = defaultdict(list)
-        for group in groups:
+        found: list[list[Tensor]] = [[] for _ in parts]
+        sizes: list[int] = []
+        every = batches(heads.model, examples, batch_size=batch_size, what="gradients of parameters", seed=seed)
+        n_batches = -(-len(examples) // batch_size)
+        for group in batched(every, -(-n_batches // n_groups)):
             heads.model.zero_grad()
             for batch in group:
-                answers(heads.model, batch.inputs).loss.nansum().backward()
-            for layer, of_layer in enumerate(parts):
-                gathered[layer].append([rows.of_heads() for rows in of_layer])
-    shape = *heads.shape, len(groups), len(groups)
+                _backward(heads.model, batch)
+            sizes.append(sum(map(len, group)))
+            for of_layer, gathered in zip(parts, found, strict=True):
+                gathered.append(torch.cat([rows.of_heads() for rows in of_layer], dim=1))
+    shape = *heads.shape, len(sizes), len(sizes)
     sums, squares = np.full(shape, np.nan), np.full(shape, np.nan)
-    for layer, of_groups in gathered.items():
-        own = slice(heads.n_heads[layer])
-        totals = torch.stack([sum(part.sum(1) for part in found) for found in of_groups])  # type: ignore[misc]
-        sums[layer, own] = torch.einsum("jh,kh->hjk", totals, totals).cpu().numpy()
-        inner = [torch.stack(list(part), dim=1) for part in zip(*of_groups, strict=True)]
-        squares[layer, own] = sum(torch.bmm(part, part.transpose(1, 2)) for part in inner).cpu().numpy()  # type: ignore[union-attr]
+    for layer, gathered in enumerate(found):
+        terms = torch.stack(gathered, dim=1)
+        totals, own = terms.sum(2), slice(heads.n_heads[layer])
+        sums[layer, own] = (totals[:, :, None] * totals[:, None]).cpu().numpy()
+        squares[layer, own] = torch.bmm(terms, terms.transpose(1, 2)).cpu().numpy()
     return {
-        "parameter_group": quadratic_importance(sums, sizes, seed=seed),
-        "parameter_elements": quadratic_importance(squares, sizes, seed=seed),
+        "parameter_group": quadratic_importance(sums, np.array(sizes), seed=seed),
+        "parameter_elements": quadratic_importance(squares, np.array(sizes), seed=seed),
     }
+
+
+def batched(every: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """So many batches at a time."""
+    while group := list(islice(every, size)):
+        yield group
+
+
+def _backward(model: Any, batch: Batch) -> None:
+    answers(model, batch.inputs).loss.nansum().backward()  # type: ignore[no-untyped-call]
 
 
 def _columns(projection: Projection) -> Rows:
@@ -123,7 +133,7 @@ def _rows_found(heads: Heads, examples: Examples) -> list[list[Rows]]:
         possible = [list(_possible_rows(projection)) for projection in heads.projections]
         _ask(heads, [[rows for layer in layers for choice in layer for rows in choice] for layers in possible])
         batch = next(batches(heads.model, examples))
-        answers(heads.model, batch.inputs).loss.nansum().backward()
+        _backward(heads.model, batch)
         return [
             [rows for choices in layers for rows in _chosen(projection, choices)]
             for projection, layers in zip(heads.projections, possible, strict=True)
@@ -134,8 +144,7 @@ def _possible_rows(projection: Projection) -> Iterator[list[tuple[Rows, ...]]]:
     """For each layer in the attention the ways in which its rows may belong to the heads."""
     n_heads, width = projection.n_heads, n_inputs(projection.module) // projection.n_heads
     for module in linear_layers(projection.caller):
-        n_outputs = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
-        n_parts, rest = divmod(int(n_outputs), width)
+        n_parts, rest = divmod(n_outputs(module), width)
         if module is projection.module or rest:
             continue
         rows = torch.arange(n_parts * width).view(n_parts, width)
@@ -146,6 +155,11 @@ def _possible_rows(projection: Projection) -> Iterator[list[tuple[Rows, ...]]]:
                 tuple(Rows(module, _shared(rows[part], n_heads), is_output=True) for part in parts)
                 for parts in _in_one(n_parts, n_heads)
             ]
+
+
+def n_outputs(module: Any) -> int:
+    """Size of what a linear layer returns."""
+    return int(module.weight.shape[1 if isinstance(module, Conv1D) else 0])
 
 
 def _in_one(n_parts: int, n_heads: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -177,8 +191,8 @@ def _chosen(projection: Projection, choices: list[tuple[Rows, ...]]) -> tuple[Ro
         if (found - of_groups).abs().max() <= _TOLERANCE * of_groups.abs().max():
             return choice
     raise ProbingError(
-        f"cannot tell which rows of {type(projection.caller).__name__} make the value of which head; its parameters are "
-        "not told apart. Use the gradients of the gates."
+        f"cannot tell which rows of {type(projection.caller).__name__} make the value of which head; use the gradients "
+        "of the gates."
     )
 
 
