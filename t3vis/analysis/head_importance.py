@@ -179,7 +179,7 @@ def quadratic_importance(
     weights = np.concatenate(list(_draws(n_groups, n_resamples, seed)))
     shares = weights / (weights @ sizes)[:, None]
     found = np.einsum("rj,lhjk,rk->rlh", shares, products.astype(np.float64), shares, optimize=True)
-    low, high = np.nanquantile(found[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(found[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return HeadImportance(found[0], low, high, int(sizes.sum()))
 
 

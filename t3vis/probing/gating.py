@@ -97,6 +97,11 @@ def heads_of(model: Any, inputs: Mapping[str, Any]) -> Heads:
         If no projection is found in whose input the heads stand side by side, or a gate of 0 is not the same as
         columns of zeros.
     """
+    name = type(model).__name__
+    if any(isinstance(getattr(module, "base_layer", None), nn.Module) for module in model.modules()):
+        raise ProbingError(
+            f"{name} has adapters beside its layers, which gates would pass by; probe what merge_and_unload() returns."
+        )
     with probed(model), torch.no_grad():
         trace = Trace(model)
         try:
@@ -104,7 +109,6 @@ def heads_of(model: Any, inputs: Mapping[str, Any]) -> Heads:
             found, _ = trace.found(rows_of(inputs))
         finally:
             trace.remove()
-        name = type(model).__name__
         if not found.projections:
             missed = f" in {listed(found.missed)}" if found.missed else ""
             raise ProbingError(

@@ -153,10 +153,38 @@ def forward(model: Any, inputs: Mapping[str, Any], **more: Any) -> Any:
 
 def accepted(model: Any) -> set[str]:
     """The keywords that a model's forward takes: by name, or, where it takes any, as its config knows them."""
-    parameters = inspect.signature(model.forward).parameters
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter of PEFT takes anything
+    parameters = inspect.signature(inner.forward).parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     said = {name for name in ("return_dict", "use_cache") if anything and hasattr(getattr(model, "config", None), name)}
     return {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD} | said
+
+
+def example_inputs(model: Any) -> dict[str, Tensor]:
+    """A few made-up examples that the model can be called with: five tokens each, the last the end, or empty pictures.
+
+    Raises
+    ------
+    ProbingError
+        If it takes neither tokens nor pictures.
+    """
+    config: Any = getattr(model, "config", None)
+    main = getattr(model, "main_input_name", "input_ids")
+    device = device_of(model)
+    if main == "pixel_values" and hasattr(config, "image_size"):
+        size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+        return {main: torch.zeros(3, getattr(config, "num_channels", 3), size, size, device=device)}
+    if main != "input_ids" or config is None:
+        raise ProbingError(
+            f"cannot make up inputs of {type(model).__name__}; find its heads with heads_of(model, inputs)."
+        )
+    text = config.get_text_config()
+    end = text.eos_token_id if isinstance(text.eos_token_id, int) else None
+    plain = [number for number in range(min(text.vocab_size, 20)) if number not in (end, text.pad_token_id)]
+    ids = torch.tensor([[plain[(row + place) % len(plain)] for place in range(5)] for row in range(3)], device=device)
+    if end is not None:
+        ids[:, -1] = end
+    return {"input_ids": ids, **({"decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else {})}
 
 
 def device_of(model: nn.Module) -> torch.device:
