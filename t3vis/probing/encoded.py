@@ -49,6 +49,18 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def gaps(self) -> list[str]:
+        """What stands between each token and the one before: the text there, or a blank where it is not known."""
+        found, last, at = [], -2, 0
+        for i, ((start, end), segment) in enumerate(zip(self.offsets.tolist(), self.segments.tolist(), strict=True)):
+            if segment < 0:
+                found.append(" " if i else "")
+            else:
+                found.append(self.texts[segment][at:start] if segment == last else " " if i else "")
+                at = max(end, at) if segment == last else end
+            last = segment
+        return found
+
     def continued(self, ids: Sequence[int], tokens: Sequence[str]) -> Encoded:
         """The example with further tokens behind it, such as those that a model has generated."""
         n_more = len(ids)

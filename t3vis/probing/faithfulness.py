@@ -58,12 +58,14 @@ class Faithfulness:
     @property
     def comprehensiveness(self) -> NDArray[np.float64]:
         """Mean fall over the fractions, shape (n_methods, n_examples)."""
-        return (self.probs - self.removed).mean(1)
+        found: NDArray[np.float64] = (self.probs - self.removed).mean(1)
+        return found
 
     @property
     def sufficiency(self) -> NDArray[np.float64]:
         """Mean fall over the fractions, shape (n_methods, n_examples)."""
-        return (self.probs - self.kept).mean(1)
+        found: NDArray[np.float64] = (self.probs - self.kept).mean(1)
+        return found
 
     def rows(self) -> list[dict[str, str]]:
         """The table as text, the most comprehensive method first.
@@ -169,8 +171,8 @@ def _scores(method: Method, question: Question) -> Tensor:
 
 def _ranks(scores: Tensor, question: Question) -> Tensor:
     """Place of each token in the order of its example, the highest score first; special tokens come last."""
-    ordered = scores.detach().masked_fill(~question.is_content, -torch.inf).argsort(1, descending=True, stable=True)
-    return ordered.argsort(1)
+    hidden = scores.detach().masked_fill(~question.is_content, -torch.inf)
+    return hidden.argsort(descending=True, stable=True, dim=1).argsort(1)
 
 
 def _n_taken(question: Question, fraction: float) -> Tensor:
