@@ -74,7 +74,7 @@ def plot_heads(
     width, height = max(cell * n_heads, 1.8), max(cell * n_layers, 0.9)
     gap = 1.75
     below = 0.75 + 0.17 * len(notes)
-    figure = Figure(figsize=(0.95 + (width + gap) * len(shown), height + below + 0.95), dpi=150, facecolor="white")
+    figure = Figure(figsize=(0.35 + (width + gap) * len(shown), height + below + 0.85), dpi=150, facecolor="white")
     for number, name in enumerate(shown):
         left = 0.95 + number * (width + gap)
         ax = _axes(figure, left, below, width, height)
@@ -107,7 +107,7 @@ def plot_pruning(curves: Mapping[str, PruningCurve], *, title: str | None = None
     """
     if not curves:
         raise AnalysisError("there is no pruning curve to draw.")
-    figure = Figure(figsize=(9.6, 4.2), dpi=150, facecolor="white")
+    figure = Figure(figsize=(9.6, 3.95), dpi=150, facecolor="white")
     of_score, of_loss = (_axes(figure, left, 0.85, 3.75, 2.55) for left in (0.8, 5.5))
     for number, (name, curve) in enumerate(curves.items()):
         look: dict[str, Any] = {
@@ -164,7 +164,7 @@ def _matrix(figure: Figure, ax: Axes, bar: Axes, score: HeadImportance) -> None:
 def _short(value: float, largest: float) -> str:
     """Two digits after the first of the largest."""
     digits = min(max(1 - int(np.floor(np.log10(largest))), 0), 6) if largest > 0 else 0
-    text = f"{value:.{digits}f}"
+    text = f"{round(value, digits) + 0.0:.{digits}f}"  # plus zero, so that nothing is written as minus nothing
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 

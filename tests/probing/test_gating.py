@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -104,3 +106,11 @@ def test_an_adapter_that_is_not_merged_is_refused() -> None:
 def test_a_head_that_is_not_there(head: tuple[int, int]) -> None:
     with pytest.raises(ProbingError, match=r"there is no head .* 2 attentions of 4 heads"):
         heads_of_kind("bert").without([head])
+
+
+def test_the_page_names_tests_that_are_there() -> None:
+    folder = Path(__file__).parent
+    named = set(re.findall(r"`(test_\w+)`", (folder.parents[1] / "docs" / "probing.md").read_text()))
+    defined = {name for file in folder.glob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}
+    assert named
+    assert named <= defined
