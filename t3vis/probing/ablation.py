@@ -19,11 +19,11 @@ from t3vis.errors import ProbingError
 from t3vis.probing.answers import Answers, answers
 from t3vis.probing.batches import Examples, batches
 from t3vis.probing.gating import Head, Heads
-from t3vis.probing.model import probed
+from t3vis.probing.model import device_of, probed
 from t3vis.probing.prefix import Prefix
 
-MAX_ROWS = 512
-"""Examples times heads that go through the model at once."""
+MAX_ROWS = {"cpu": 64, "cuda": 1024}
+"""Examples times heads that go through the model at once: what the caches of a CPU hold, and what keeps a GPU busy."""
 
 Metric = Callable[[NDArray[np.float32], NDArray[Any]], float]
 """Of predictions, logits of shape (n_examples, n_classes), and labels."""
@@ -118,6 +118,7 @@ def ablation(
         If the examples have no labels, or the model no answers.
     """
     found: _Found | None = None
+    most = MAX_ROWS.get(device_of(heads.model).type, MAX_ROWS["cuda"])
     layers = [
         [head for head in range(n) if among is None or (layer, head) in among] for layer, n in enumerate(heads.n_heads)
     ]
@@ -128,7 +129,7 @@ def ablation(
             found = found or _Found(heads, len(examples), whole)
             found.add_whole(batch.ids, whole)
             for layer, wanted in enumerate(layers):
-                for some in _parts(wanted, max(MAX_ROWS // len(batch), 1)):
+                for some in _parts(wanted, max(most // len(batch), 1)):
                     without = prefix.removed(lambda inputs: answers(heads.model, inputs), layer, some, gates)
                     found.add(batch.ids, layer, some, whole, without)
             if watch is not None:

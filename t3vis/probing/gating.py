@@ -192,6 +192,11 @@ def n_inputs(module: Any) -> int:
     return int(module.weight.shape[0 if isinstance(module, Conv1D) else 1])
 
 
+def n_outputs(module: Any) -> int:
+    """Size of what a linear layer returns."""
+    return int(module.weight.shape[1 if isinstance(module, Conv1D) else 0])
+
+
 def answer(outputs: Mapping[str, Any]) -> Tensor:
     """What the model answers: its logits (of a span, those of the start), else the first numbers that it returns."""
     for name in ("logits", "start_logits"):

@@ -23,7 +23,7 @@ from t3vis.errors import ProbingError
 from t3vis.gates import Projection, linear_layers
 from t3vis.probing.answers import answers
 from t3vis.probing.batches import Batch, Examples, batches
-from t3vis.probing.gating import Heads, n_inputs
+from t3vis.probing.gating import Heads, n_inputs, n_outputs
 from t3vis.probing.model import probed
 
 _TOLERANCE = 1e-2  # part of its size by which the gradient of a value's rows may be off that of the gates
@@ -155,11 +155,6 @@ def _possible_rows(projection: Projection) -> Iterator[list[tuple[Rows, ...]]]:
                 tuple(Rows(module, _shared(rows[part], n_heads), is_output=True) for part in parts)
                 for parts in _in_one(n_parts, n_heads)
             ]
-
-
-def n_outputs(module: Any) -> int:
-    """Size of what a linear layer returns."""
-    return int(module.weight.shape[1 if isinstance(module, Conv1D) else 0])
 
 
 def _in_one(n_parts: int, n_heads: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

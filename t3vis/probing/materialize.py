@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from t3vis.errors import ProbingError
 from t3vis.gates import Projection, linear_layers
-from t3vis.probing.gating import Head, Heads, answer, gated, n_inputs
+from t3vis.probing.gating import Head, Heads, answer, gated, n_inputs, n_outputs
 from t3vis.probing.model import forward, probed
 
 _WIDTH = "head_dim"
@@ -161,7 +161,7 @@ def _cut_rows(
 
 def _parts(module: Any, projection: Projection, cut: _Cut, n_groups: int, layout: Layout) -> list[int] | None:
     """Which of the widths that a layer returns stay, in their new order; ``None`` where it does not return heads."""
-    n_parts, rest = divmod(int(module.weight.shape[1 if isinstance(module, Conv1D) else 0]), _width(projection))
+    n_parts, rest = divmod(n_outputs(module), _width(projection))
     if rest:
         return None
     if n_parts == projection.n_heads:

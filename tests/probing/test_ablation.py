@@ -61,7 +61,7 @@ def test_a_language_model() -> None:
 @pytest.mark.parametrize("max_rows", [512, 12, 1])
 def test_what_lies_before_is_computed_once(max_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The keys of a layer in the first pass, and once for each group of heads of a layer before."""
-    monkeypatch.setattr(module, "MAX_ROWS", max_rows)
+    monkeypatch.setattr(module, "MAX_ROWS", {"cpu": max_rows, "cuda": 1})
     model, rows = attention_model("bert"), examples_of("bert")
     heads = found_heads(model, rows)
     counts: Counter[str] = Counter()
