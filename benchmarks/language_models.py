@@ -8,7 +8,7 @@ from typing import Any
 
 from fine_tuned import CACHE
 
-CONTEXT, BATCH_SIZE, N_STEPS, RATE = 96, 24, 600, 2e-3
+CONTEXT, BATCH_SIZE, N_STEPS, RATE = 64, 16, 500, 3e-3
 CONFIGS: dict[str, dict[str, int]] = {
     "gpt2": {"n_embd": 128, "n_layer": 4, "n_head": 8, "n_positions": CONTEXT},
     "llama": {
