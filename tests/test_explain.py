@@ -34,7 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model=model,
         train=train,
         options={"processing_class": tokenizer, "data_collator": DataCollatorWithPadding(tokenizer)},
-        num_train_epochs=1,
+        num_train_epochs=2,
+        save_strategy="epoch",
         **LEARNING,
     )
     trainer.train()
@@ -96,6 +97,22 @@ def test_a_text_of_ones_own_needs_no_run(folder, capsys):
     assert "plot" in printed
 
 
+def test_epochs_are_explained_by_their_checkpoints(folder, capsys):
+    run = str(folder / "run.zarr")
+    assert main(["explain", run, "--example", "3"]) == 0
+    last = capsys.readouterr().out
+    assert last.splitlines()[1].startswith("epoch 1 says ")
+    assert explain(folder, "--example", "3") == 0
+    assert capsys.readouterr().out.replace("tuned", "epoch 1", 1).split("\n")[1] == last.split("\n")[1]
+    assert main(["explain", run, "--example", "3", "--epoch", "0", "--against", "1", "--class", "negative"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("epoch 0 says negative")
+    assert lines[3].startswith("epoch 1 says negative")
+    assert lines[1].split()[-1] != lines[3].split()[-1]
+    assert main(["explain", run, "--example", "3", "--epoch", "7"]) == 1
+    assert "no checkpoint of epoch 7; epochs with one: 0, 1." in capsys.readouterr().err
+
+
 def test_methods_are_ranked(folder, capsys):
     assert explain(folder, "--rank-methods", "4") == 0
     printed = capsys.readouterr().out.splitlines()
@@ -120,8 +137,6 @@ def test_what_cannot_be_done_is_said(folder, capsys, arguments, message):
 
 
 def test_without_a_model_there_is_nothing_to_explain(folder, capsys):
-    assert main(["explain", str(folder / "run.zarr"), "--example", "0"]) == 1
-    assert "pass --model FOLDER" in capsys.readouterr().err
     assert main(["explain", str(folder / "tuned"), "--example", "0"]) == 1
     assert "is a model, which has no examples; pass --text" in capsys.readouterr().err
     assert main(["explain", str(folder / "run.zarr"), "--example", "0", "--model", str(folder)]) == 1
