@@ -1,4 +1,4 @@
-"""Speed of explanations, a section of ``bench_probing.py``: each beside one forward-backward pass over the same batch."""
+"""Speed of explanations, a section of ``bench_probing.py``: each beside a forward-backward pass over the same batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ ONE_PASS, TRAINED = "forward-backward pass to the embeddings", "forward-backward
 def speed(data: Path, report: Report, *, quick: bool) -> None:
     """What each method costs per class, in forward-backward passes from one logit to the embeddings.
 
-    Such a pass has no gradients of weights: it is the least that a gradient costs. That of a training step stands beside.
+    Such a pass has no gradients of weights: it is the least that a gradient costs. That of a training step stands
+    beside.
     """
     model, _ = minilm_on_sst2(data)
     n_examples, n_tokens, n_rounds = (8, 32, 3) if quick else (32, 48, 9)
@@ -32,9 +33,12 @@ def speed(data: Path, report: Report, *, quick: bool) -> None:
     with probed(model):
         check(question)
 
-    def explained(name: str) -> None:
-        with probed(model):
-            METHODS[name](question)
+    def explaining(name: str) -> Task:
+        def run(_: Any) -> None:
+            with probed(model):
+                METHODS[name](question)
+
+        return Task(run)
 
     def one_pass(_: Any) -> None:
         with probed(model):
@@ -45,7 +49,7 @@ def speed(data: Path, report: Report, *, quick: bool) -> None:
         model.zero_grad()
 
     tasks = {ONE_PASS: Task(one_pass), TRAINED: Task(trained)}
-    tasks |= {name: Task(lambda _, name=name: explained(name)) for name in METHODS}
+    tasks |= {name: explaining(name) for name in METHODS}
     with tempfile.TemporaryDirectory() as folder:
         timings = interleaved(tasks, n_rounds, Scratch(Path(folder)), 0)
     for name, found in timings.items():

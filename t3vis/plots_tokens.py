@@ -66,7 +66,7 @@ def plot_tokens(
     left = 0.4 + 0.085 * max(map(len, names))
     bottom = 0.35 + 0.45 * bool(notes)
     width, height = COLUMN_INCHES * len(columns), TOKEN_INCHES * len(tokens)
-    size = max(left + width + 0.4, 3.5), bottom + height + 0.95
+    size = max(left + width + 0.4, 3.5), bottom + height + 0.75
     figure = Figure(figsize=size, dpi=150, facecolor="white")
     ax = figure.add_axes((left / size[0], bottom / size[1], width / size[0], height / size[1]))
     largest = max(float(np.abs(values).max()), np.finfo(float).tiny)
@@ -83,7 +83,7 @@ def plot_tokens(
     ax.spines[:].set_visible(False)
     for column, note in enumerate(notes):
         ax.text(column, len(tokens) - 0.3, note, ha="center", va="top", fontsize=6.5, color=GREY, parse_math=False)
-    figure.text(0.15 / size[0], 1 - 0.3 / size[1], title or "Tokens", fontsize=10, color=INK, parse_math=False)
+    figure.text(0.15 / size[0], 1 - 0.25 / size[1], title or "Tokens", fontsize=10, color=INK, parse_math=False)
     return figure
 
 

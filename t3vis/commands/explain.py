@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
         "explain",
         _explain,
         "show which tokens a prediction rests on",
-        "t3vis explain runs/sst2.zarr --model out/checkpoint-500 --example 17 --method cp_lrp",
+        "t3vis explain runs/sst2.zarr --example 17 --method cp_lrp --against 0",
     )
     command.add_argument("run", metavar="RUN|MODEL", help="path of a run, or folder of a model (then with --text)")
     command.add_argument("--split", default="train", help="train, or the name of an evaluation set (%(default)s)")
@@ -35,8 +35,9 @@ def add(commands: Commands) -> None:
     what.add_argument("--text", help="a text of your own")
     what.add_argument("--rank-methods", type=int, metavar="N", help="which method to believe, on the first N examples")
     command.add_argument("--text-pair", metavar="TEXT", help="the second of two texts that are read together")
-    command.add_argument("--model", type=Path, metavar="FOLDER", help="a checkpoint, with its tokenizer")
-    command.add_argument("--against", type=Path, metavar="FOLDER", help="another one, whose explanation stands beside")
+    command.add_argument("--epoch", type=int, metavar="E", help="whose checkpoint is explained (the last that has one)")
+    command.add_argument("--model", type=Path, metavar="FOLDER", help="a checkpoint from elsewhere, with its tokenizer")
+    command.add_argument("--against", metavar="E|FOLDER", help="an epoch, or a checkpoint, that stands beside it")
     command.add_argument("--method", default="cp_lrp", help="cp_lrp, attnlrp, integrated_gradients, ... (%(default)s)")
     command.add_argument("--class", dest="class_name", metavar="NAME", help="what is explained (what is predicted)")
     command.add_argument("--token", type=int, metavar="N", help="whose class, where each token has one")
@@ -51,11 +52,11 @@ def _explain(options: argparse.Namespace) -> None:
         return
     example, title = source.example()
     target = source.target(example)
-    found = [source.saliency(source.model, example, target)]
-    names = [source.model_folder.name]
+    found, names = [source.saliency(source.model, example, target)], [source.model_name]
     if options.against is not None:
-        found.append(source.saliency(_loaded(options.against), example, target))
-        names.append(options.against.name if options.against.name != names[0] else str(options.against))
+        folder, name = source.checkpoint(options.against)
+        found.append(source.saliency(_loaded(folder), example, target))
+        names.append(name if name != names[0] else str(folder))
     rows = [_row(each, name) for each, name in zip(found, names, strict=True)]
     print(title)
     for row in rows:
@@ -80,18 +81,39 @@ class _Source:
         self._options = options
         self._run: Run | None = None
         self._split: Split | None = None
-        folder: Path | None = options.model
         if (Path(options.run) / "config.json").is_file():
             if options.text is None:
                 raise ConfigurationError(f"{options.run} is a model, which has no examples; pass --text.")
-            folder = folder or Path(options.run)
+            self.model_folder, self.model_name = Path(options.run), Path(options.run).name
         else:
             self._run, self._split = opened_split(options)
-        if folder is None:
-            raise ConfigurationError(f"{options.run} does not say which model to explain; pass --model FOLDER.")
-        self.model_folder = folder
-        self.model = _loaded(folder)
-        self.tokenizer = _tokenizer(folder)
+            self.model_folder, self.model_name = self.checkpoint(options.model or options.epoch)
+        self.model = _loaded(self.model_folder)
+        self.tokenizer = _tokenizer(self.model_folder)
+
+    def checkpoint(self, which: str | Path | int | None) -> tuple[Path, str]:
+        """The folder of a model and what to call it: by its path, by its epoch, or that of the last epoch with one.
+
+        Raises
+        ------
+        ConfigurationError
+            If no checkpoint of the epoch is there.
+        """
+        if which is not None and not str(which).isdecimal():
+            return Path(str(which)), Path(str(which)).name
+        passes = self._chosen_split.passes
+        saved = {each.index: each.checkpoint for each in passes}
+        there = [index for index, found in saved.items() if found is not None]
+        index = (there[-1] if there else None) if which is None else int(str(which))
+        found = None if index is None else saved.get(index)
+        if found is None:
+            asked = "" if which is None else f" of epoch {which}"
+            others = ", ".join(map(str, there)) or "none"
+            raise ConfigurationError(
+                f"{self._options.run} has no checkpoint{asked}; epochs with one: {others}. "
+                "Pass --model FOLDER, or train with save_strategy='epoch'."
+            )
+        return found.path, f"epoch {index}"
 
     def example(self) -> tuple[Encoded, str]:
         """What is explained, and a line about it."""

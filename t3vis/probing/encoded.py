@@ -108,7 +108,7 @@ def encoded(
         raise ProbingError(f"the text {text!r} has no tokens; there is nothing to explain.")
     is_special = np.array(found.pop("special_tokens_mask"), bool)
     segments = np.array([-1 if part is None else part for part in found.sequence_ids()]) if tokenizer.is_fast else None
-    offsets = np.array(found.pop("offsets_mapping", [NOWHERE] * len(ids)), np.int64).reshape(-1, 2)
+    offsets = np.array(found.pop("offset_mapping", [NOWHERE] * len(ids)), np.int64).reshape(-1, 2)
     if segments is None:
         segments = np.full(len(ids), -1)
     offsets = np.where((segments >= 0)[:, None], offsets, -1)

@@ -55,12 +55,11 @@ def smoothgrad(question: Question, *, n_draws: int = 32, noise: float = 0.15, se
     """
     x, shape = question.embeddings, question.embeddings.shape[1:]
     total = x.new_zeros((len(x), question.n_numbers, *shape))
-    generator = np.random.default_rng(seed)
     inside = x.masked_fill(~question.is_token[..., None], 0)
     scale = noise * (inside.amax((1, 2)) - inside.amin((1, 2)))[:, None, None]
-    for _ in range(n_draws):
-        # Token by token, so that padding takes no draw away from a token.
-        drawn = generator.standard_normal((shape[0], shape[1]), dtype=np.float32)
+    for draw in range(n_draws):
+        # A stream for each draw, token by token, so that padding behind them takes nothing away from the tokens.
+        drawn = np.random.default_rng((seed, draw)).standard_normal(tuple(shape), dtype=np.float32)
         total += question.gradients(x + scale * torch.from_numpy(drawn).to(x))[1]
     return Attribution((total / n_draws * x[:, None]).sum(-1), question.numbers())
 

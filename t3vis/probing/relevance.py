@@ -151,6 +151,8 @@ class Propagation(TorchFunctionMode):
     # The rules, forward
 
     def _ruled(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if not args or (name in _ADDED | _DIVIDED | _PRODUCTS | _MULTIPLIED and len(args) < 2):
+            return self._unknown(name, func(*args, **named))
         if name in _ACTIVATIONS and _depends(args[0]):
             x = args[0]
             return _identity(x, func(x.detach().clone(), *args[1:], **named))
@@ -198,12 +200,18 @@ class Propagation(TorchFunctionMode):
             constant = args[3] if len(args) > 3 else named.get("bias")
         elif name == "addmm":
             constant = args[0]
-        elif name in _ADDED:
+        elif name in _ADDED and len(args) > 1:
             constant = _constant_of(name, args)
         elif self._rules != "gradient" and not self._is_ruled(name):
-            out.register_hook(lambda _: self._unruled.add(name))  # type: ignore[no-untyped-call]
+            return self._unknown(name, out)
         if constant is not None:
             out.register_hook(lambda gradient: self._take(gradient, constant))  # type: ignore[no-untyped-call]
+        return out
+
+    def _unknown(self, name: str, out: Any) -> Any:
+        """Remember an operation without a rule if relevance comes back to it."""
+        if isinstance(out, Tensor) and out.requires_grad:
+            out.register_hook(lambda _: self._unruled.add(name))  # type: ignore[no-untyped-call]
         return out
 
     def _is_ruled(self, name: str) -> bool:

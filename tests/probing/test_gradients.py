@@ -99,8 +99,8 @@ def test_noise_is_the_mean_over_its_draws():
         question = asked(model, tiny_examples(1))
         x = question.embeddings
         scale = 0.15 * (x.max() - x.min())
-        generator = np.random.default_rng(5)
-        draws = [torch.from_numpy(generator.standard_normal(x.shape[1:], dtype=np.float32)) for _ in range(4)]
+        streams = [np.random.default_rng((5, draw)) for draw in range(4)]
+        draws = [torch.from_numpy(stream.standard_normal(x.shape[1:], dtype=np.float32)) for stream in streams]
         gradients = [question.gradients(x + scale * draw.to(x))[1] for draw in draws]
         expected = (sum(gradients) / 4 * x[:, None]).sum(-1)
         torch.testing.assert_close(smoothgrad(question, n_draws=4, seed=5).values, expected)

@@ -79,17 +79,18 @@ def test_a_model_is_left_as_it_was_by_a_method_that_fails():
 
 
 @pytest.mark.parametrize("method", ["cp_lrp", "attnlrp", "integrated_gradients", "occlusion"])
-def test_only_the_token_that_the_class_reads_is_salient(method):
-    token = 9
-    model = reader_of_one_token(token)
-    example = from_ids([4, token, 5, 6, token, 7], list("axbcxd"))
-    (found,) = saliencies(model, [example], [class_target([1])], method=method)
-    is_read = np.array([False, True, False, False, True, False])
+def test_the_token_that_the_class_reads_is_found(method):
+    model = reader_of_one_token(9)
+    (found,) = saliencies(model, [from_ids([4, 9, 5, 6, 9, 7], list("axbcxd"))], [class_target([1])], method=method)
+    values, is_read = found.values[0], np.array([False, True, False, False, True, False])
     assert found.numbers[0] > 0.1
-    assert np.abs(found.values[0, ~is_read]).max() < 0.02 * found.values[0, is_read].min()
-    np.testing.assert_allclose(found.values[0, 1], found.values[0, 4], rtol=1e-3)
     if method in ("cp_lrp", "attnlrp"):
-        np.testing.assert_allclose(found.values[0].sum(), found.numbers[0], rtol=1e-5)
+        # Attention takes half of what it hands on by AttnLRP, and hands nothing on, for its queries are 0.
+        np.testing.assert_allclose(values.sum(), found.numbers[0] * (1 if method == "cp_lrp" else 0.5), rtol=1e-5)
+        np.testing.assert_allclose(values[1], values[4], rtol=1e-5)
+        assert not values[~is_read].any()
+    else:
+        assert values[is_read].min() > values[~is_read].max()  # the others do have a part in the norm
 
 
 def test_attention_rollout_follows_the_attention():
@@ -142,7 +143,7 @@ def test_the_class_of_a_token():
 
 
 def test_the_span_of_an_answer():
-    model = tiny_model("bert", auto=AutoModelForQuestionAnswering).eval()
+    model = tiny_model("bert", auto=AutoModelForQuestionAnswering, num_labels=2).eval()
     examples = tiny_examples(3)
     targets = [predicted_target(model, example) for example in examples]
     for example, target, found in zip(examples, targets, saliencies(model, examples, targets), strict=True):
