@@ -265,19 +265,6 @@ class Layer:
         return found
 
 
-def split_of(run: Run, name: str) -> Split:
-    """A split by name.
-
-    Raises
-    ------
-    AnalysisError
-        If the run has none of that name.
-    """
-    if name not in run.splits:
-        raise AnalysisError(f"{run.path} holds no split {name!r}; it holds: {', '.join(run.splits) or 'none'}.")
-    return run.splits[name]
-
-
 class _Reported:
     """Logits that show a progress bar while they are read, a slice of examples after the other."""
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t3vis.analysis.selection import Strategy
 from t3vis.analysis.slices import by_group
 from t3vis.analyze import (
     analyzed_data_map,
@@ -21,9 +20,9 @@ from t3vis.analyze import (
 from t3vis.errors import AnalysisError
 from t3vis.store.reader import Run, Split
 
-STRATEGIES: tuple[str, ...] = get_args(Strategy)
-
 Rows = list[dict[str, str]]
+
+SUSPECT_COLUMNS = ("rank", "example", "score", "label", "suggested", "confidence", "variability", "correctness", "text")
 
 
 def _learned_last(run: Run, split: Split) -> NDArray[np.float64]:
@@ -73,6 +72,28 @@ def ranked_rows(run: Run, split: Split, by: str, n_rows: int) -> Rows:
             "text": " | ".join(column[int(example)] for column in texts),
         }
         for rank, example in enumerate(order.tolist())
+    ]
+
+
+def suspect_rows(run: Run, split: Split, n_rows: int) -> Rows:
+    """The most suspicious examples of a split, one dictionary of texts each, in the order of suspicion."""
+    suspects, mapped = analyzed_suspects(run, split), analyzed_data_map(run, split)
+    ranking = suspects.ranking()
+    ranking = ranking[~np.isnan(suspects.score[ranking])][:n_rows]
+    labels, texts = split.labels, list(split.text.values())
+    return [
+        {
+            "rank": str(rank + 1),
+            "example": str(example),
+            "score": f"{suspects.score[example]:.3f}",
+            "label": label_text(split, labels[example]),
+            "suggested": label_text(split, suspects.suggested_label[example]),
+            "confidence": f"{mapped.confidence[example]:.3f}",
+            "variability": f"{mapped.variability[example]:.3f}",
+            "correctness": f"{mapped.correctness[example]:.2f}",
+            "text": " | ".join(column[int(example)] for column in texts),
+        }
+        for rank, example in enumerate(ranking.tolist())
     ]
 
 

@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from t3vis import open_run
-from t3vis.cli import main, parser, planted_errors_found, table
+from t3vis.cli import main, parser
+from t3vis.commands import analyses
+from t3vis.commands.demo import planted_errors_found
+from t3vis.commands.output import table
 from t3vis.findings import RANKINGS
 from t3vis.store.results import read_result
 from t3vis.store.writer import create_run
@@ -211,6 +214,10 @@ def test_analyze_says_what_it_found_of_every_kind(in_demo_folder: Path, capsys) 
     ):
         assert part in printed
     assert "not computed" not in printed
+
+
+def test_every_ranking_can_be_asked_for() -> None:
+    assert list(RANKINGS) == list(analyses.RANKINGS)
 
 
 @pytest.mark.parametrize("by", list(RANKINGS))
