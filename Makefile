@@ -9,7 +9,7 @@ demo: $(VENV)/.ready
 	$(BIN)/t3vis demo --overwrite
 
 test: $(VENV)/.ready lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
