@@ -27,6 +27,7 @@ from transformers.masking_utils import eager_mask
 
 from t3vis.errors import ProbingError
 from t3vis.gates import Attention
+from t3vis.probing.batches import IGNORED_LABEL
 from t3vis.probing.model import device_of, forward, probed, use_attention
 
 NAME = "t3vis_probe"
@@ -179,7 +180,7 @@ class _Reading:
     def __init__(
         self, model: PreTrainedModel, batch: Mapping[str, Tensor], receive: Callable[[AttentionCall], None]
     ) -> None:
-        self._model, self._receive = model, receive
+        self._model, self._batch, self._receive = model, batch, receive
         self._calls: Counter[Attention] = Counter()
         self._has_two_stacks = _has_two_stacks(model)
         self._encoder = set(_stacks(model)[0].modules()) if self._has_two_stacks else set()
@@ -222,10 +223,17 @@ class _Reading:
             ids = kwargs.get("input_ids", args[0] if args else None)
             mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
             if mask is None and stack == "decoder" and ids is not None:
-                mask = _without_padding(ids, self._model.config.pad_token_id)
+                mask = self._decoder_mask(ids)
             self._tokens[stack] = _tokens(ids, mask, kwargs)
 
         return begins
+
+    def _decoder_mask(self, ids: Tensor) -> Tensor:
+        """What of the decoder's tokens is real: as many as there are labels, if they are made of these."""
+        labels = self._batch.get("labels")
+        if "decoder_input_ids" not in self._batch and labels is not None and labels.shape == ids.shape:
+            return _without_end(labels, IGNORED_LABEL)
+        return _without_end(ids, self._model.config.pad_token_id)
 
     def _encoded(self, _: nn.Module, __: Any, outputs: Any) -> None:
         self._sources.append(outputs[0])
@@ -325,8 +333,8 @@ def _tokens(ids: Tensor | None, mask: Tensor | None, given: Mapping[str, Any], h
     return Tokens(ids, mask.bool())
 
 
-def _without_padding(ids: Tensor, pad: int | None) -> Tensor:
-    """Up to the last token that is not padding; the first is always real, also where it is the padding token."""
+def _without_end(ids: Tensor, pad: int | None) -> Tensor:
+    """Up to the last one that is not padding; the first is always real, also where it is the padding token."""
     real = torch.ones_like(ids, dtype=torch.bool) if pad is None else ids != pad
     real[:, 0] = True
     return real.flip(1).cummax(1).values.flip(1)

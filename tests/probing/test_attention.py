@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from t3vis.errors import ProbingError
 from t3vis.probing.attention import NAME, AttentionReader, attention_weights
@@ -53,32 +53,44 @@ def test_padding_on_the_left():
             np.testing.assert_allclose(weights, others, rtol=1e-4, atol=1e-6)
 
 
+def made(kind, auto, **config):
+    """A model of a kind that has no tiny one yet, with weights large enough for examples to differ."""
+    torch.manual_seed(0)
+    model = auto.from_config(AutoConfig.for_model(kind, vocab_size=60, pad_token_id=0, eos_token_id=2, **config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+    return model
+
+
 def test_a_sliding_window_is_kept():
     """Its mask comes with the attention implementation: without a mask function of its own there would be none."""
-    config = {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
-    settings = {"num_key_value_heads": 1, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    model = tiny_model(
-        "gemma2", auto=AutoModelForCausalLM, num_attention_heads=2, head_dim=8, eos_token_id=2, **config, **settings
-    )
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    window = {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
+    model = made("gemma2", AutoModelForCausalLM, bos_token_id=1, **sizes, **heads, **window)
     seen = []
     with AttentionReader(model) as reader:
         reader.read(pad(ROWS), seen.append)
     window, full = (call.visible[0] for call in seen)
     offsets = torch.arange(full.shape[1]) - torch.arange(full.shape[0])[:, None]
-    real = torch.tensor(pad(ROWS)["attention_mask"][0]).bool()
+    real = pad(ROWS)["attention_mask"][0].bool()
     pairs = real[:, None] & real & (offsets <= 0)
     assert torch.equal(full, pairs)
     assert torch.equal(window, pairs & (offsets > -3))
+    found = attention_weights(model, pad(ROWS))
     for number, row in enumerate(ROWS):
-        found = [layer.weights[number] for layer in attention_weights(model, pad(ROWS))]
-        same(found, unpadded(model, row).attentions)
+        same([layer.weights[number] for layer in found], unpadded(model, row).attentions)
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5"])
 def test_encoder_decoder_and_cross_attention(kind):
-    settings = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "num_decoder_layers": 1}
-    config = {**settings, "decoder_start_token_id": 0, "dropout_rate": 0.0} if kind == "t5" else {}
-    model = tiny_model(kind, auto=AutoModelForSeq2SeqLM, **config)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "num_decoder_layers": 1}
+    if kind == "t5":
+        model = made("t5", AutoModelForSeq2SeqLM, decoder_start_token_id=0, **sizes)
+    else:
+        model = tiny_model("bart", auto=AutoModelForSeq2SeqLM)
     targets = [[7, 8, 9, 2], [7, 2], [5, 6, 2], [4, 2], [11, 12, 13, 14, 2]]
     batch = pad(ROWS)
     batch["labels"] = torch.full((5, 5), -100)
