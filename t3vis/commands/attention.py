@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
         "attention",
         _attention,
         "what each attention head attends to: previous, next and same token, sentence, delimiters, punctuation",
-        "t3vis attention runs/demo.zarr --epoch 2",
+        "t3vis attention runs/demo.zarr --model runs/demo-model",
     )
     attention.add_argument("run", metavar="RUN", nargs="?", help="path of the run whose examples are read")
     attention.add_argument("--split", default="train", help="train, or the name of an evaluation set (%(default)s)")

@@ -38,6 +38,7 @@ def document_rows(parsed: Sequence[Sentence], tokenizer: Any, *, max_tokens: int
     max_tokens
         With special tokens. A sentence that is longer is cut.
     """
+    max_tokens = min(max_tokens, tokenizer.model_max_length)
     found = Documents([], [])
     for group in _groups(parsed, tokenizer, max_tokens):
         words = [word for sentence in group for word in sentence.words]
