@@ -190,9 +190,8 @@ class _Reading:
         self._masks: list[tuple[Any, Tokens, Tokens, Tensor]] = []
         self._stack = ExitStack()
         if not self._has_two_stacks:
-            self._tokens["self"] = _tokens(batch.get("input_ids"), batch.get("attention_mask"), batch)
-            if self._sources:
-                self._tokens["encoder"] = _tokens(None, batch.get("encoder_attention_mask"), batch, self._sources[0])
+            self._note("self", batch.get("input_ids"), batch.get("attention_mask"))
+            self._note("encoder", None, batch.get("encoder_attention_mask"))
 
     @property
     def n_calls(self) -> int:
@@ -224,9 +223,15 @@ class _Reading:
             mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
             if mask is None and stack == "decoder" and ids is not None:
                 mask = self._decoder_mask(ids)
-            self._tokens[stack] = _tokens(ids, mask, kwargs)
+            self._note(stack, ids, mask)
 
         return begins
+
+    def _note(self, stack: str, ids: Tensor | None, mask: Tensor | None) -> None:
+        if mask is None and ids is not None:
+            mask = torch.ones_like(ids)
+        if mask is not None and mask.dim() == 2:
+            self._tokens[stack] = Tokens(ids, mask.bool())
 
     def _decoder_mask(self, ids: Tensor) -> Tensor:
         """What of the decoder's tokens is real: as many as there are labels, if they are made of these."""
@@ -254,9 +259,27 @@ class _Reading:
         """Hand on the weights of one call; ``mask`` is what was added to its scores."""
         index = self._calls[kind]
         self._calls[kind] += 1
-        queries = self._tokens["decoder" if kind == "cross" and self._has_two_stacks else _stack_of(kind)]
-        keys = self._tokens["encoder"] if kind == "cross" else queries
+        own = "decoder" if kind == "cross" and self._has_two_stacks else "self" if kind == "cross" else kind
+        queries = self._of_stack(own, len(weights), weights.shape[2])
+        keys = self._of_stack("encoder", len(weights), weights.shape[3]) if kind == "cross" else queries
         self._receive(AttentionCall(kind, index, weights, queries, keys, self._visible(mask, queries, keys)))
+
+    def _of_stack(self, stack: str, n_examples: int, n_tokens: int) -> Tokens:
+        """The tokens that a stack was given; all that it makes of an image are real.
+
+        Raises
+        ------
+        ProbingError
+            If its attention is among others than these.
+        """
+        everything = torch.ones(n_examples, n_tokens, dtype=torch.bool, device=device_of(self._model))
+        found = self._tokens.setdefault(stack, Tokens(None, everything))
+        if found.real.shape != everything.shape:
+            raise ProbingError(
+                f"{type(self._model).__name__} attends among {n_examples} x {n_tokens} tokens where it was given "
+                f"{' x '.join(map(str, found.real.shape))}; which of them are real is not known."
+            )
+        return found
 
     def take_outputs(self, outputs: Mapping[str, Any]) -> None:
         """Hand on the weights that the model returned.
@@ -326,13 +349,6 @@ def _has_two_stacks(model: PreTrainedModel) -> bool:
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
-def _tokens(ids: Tensor | None, mask: Tensor | None, given: Mapping[str, Any], hidden: Tensor | None = None) -> Tokens:
-    shown = ids if ids is not None else hidden if hidden is not None else given["inputs_embeds"]
-    if mask is None or mask.dim() != 2:
-        mask = torch.ones(shown.shape[:2], device=shown.device)
-    return Tokens(ids, mask.bool())
-
-
 def _without_end(ids: Tensor, pad: int | None) -> Tensor:
     """Up to the last one that is not padding; the first is always real, also where it is the padding token."""
     real = torch.ones_like(ids, dtype=torch.bool) if pad is None else ids != pad
@@ -345,10 +361,6 @@ def _future(weights: Tensor) -> Tensor | None:
     n_queries, n_keys = weights.shape[-2:]
     past = torch.ones(n_queries, n_keys, dtype=torch.bool, device=weights.device).tril()
     return past[None] if n_keys > 1 and not bool((weights * ~past).any()) else None
-
-
-def _stack_of(kind: Attention) -> str:
-    return "self" if kind == "cross" else kind
 
 
 def _is_same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -33,6 +33,8 @@ from t3vis.probing.batches import Batch, Examples, batches
 
 MAX_OFFSET = 16
 N_BINS = 16
+TINY = 1e-30
+"""A weight below this adds nothing to an entropy."""
 HOLDS_FROM = 0.5
 """A pattern holds in an example from this mass on."""
 
@@ -222,7 +224,7 @@ def _answers(call: AttentionCall, asked: Questions) -> _Answers:
     dense = torch.bmm(weights.flatten(2), asked.dense.transpose(1, 2))
     told = asked.counts.any(2).T[:, None].cpu().numpy()
     masses = np.where(told, _double(_masses(flow, beside, dense, asked)), np.nan)
-    entropies = torch.special.entr(weights).sum(3) @ asked.spread
+    entropies = _entropy(weights) @ asked.spread
     has_words = asked.spread.any(1).cpu().numpy()
     to_words = flow[..., [asked.n_bins + WORD, asked.n_bins + PUNCTUATION]].sum(3) * asked.queries.is_word[:, None]
     word_mass = _double(to_words.sum(2))
@@ -239,6 +241,11 @@ def _answers(call: AttentionCall, asked: Questions) -> _Answers:
         "by_kind": _between(flow[..., :-1], asked.rows, slice(asked.n_bins, None)),
     }
     return _Answers(of_examples, _double(beside.sum((0, 2))) + is_cross, _double(asked.words_beside.sum((0, 1))))
+
+
+def _entropy(weights: Tensor) -> Tensor:
+    """Entropy of each query's attention, nats; in half the time of ``torch.special.entr``."""
+    return -weights.clamp(min=TINY).log_().mul_(weights).sum(3)
 
 
 def _masses(flow: Tensor, beside: Tensor, dense: Tensor, asked: Questions) -> Tensor:

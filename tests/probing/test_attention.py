@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSeq2SeqLM
 
 from t3vis.errors import ProbingError
 from t3vis.probing.attention import NAME, AttentionReader, attention_weights
@@ -102,6 +102,21 @@ def test_encoder_decoder_and_cross_attention(kind):
         alone = unpadded(model, row, labels=torch.tensor([target]))
         expected = [*alone.encoder_attentions, *alone.decoder_attentions, *alone.cross_attentions]
         same([layer.weights[number] for layer in found], expected)
+
+
+def test_images():
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = AutoModelForImageClassification.from_config(
+        AutoConfig.for_model("vit", image_size=8, patch_size=4, **sizes)
+    )
+    images = torch.randn(3, 3, 8, 8)
+    found = attention_weights(model, {"pixel_values": images})
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model.eval()(pixel_values=images, output_attentions=True).attentions
+    for layer, weights in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.stack(layer.weights), weights.numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_the_chosen_layers_and_heads():
