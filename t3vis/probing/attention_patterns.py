@@ -1,7 +1,8 @@
 """The patterns of all heads over a dataset, in one pass: nothing is kept of an example but what it adds to sums.
 
 All that a layer's weights are asked is asked in a few products of matrices, so that it costs little beside the forward
-pass; what is asked depends on the tokens only, and is written down once for all layers that share a mask.
+pass; what is asked depends on the tokens only, and is written down once for all layers that share a mask
+(`t3vis.analysis.attention_questions`).
 """
 
 from __future__ import annotations
@@ -16,27 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from t3vis.analysis.attention_patterns import (
-    PATTERNS,
-    PUNCTUATION,
-    WORD,
-    HeadPatterns,
-    Pattern,
-    RunningMean,
-    Vocabulary,
-    vocabulary,
-)
+from t3vis.analysis.attention_patterns import HeadPatterns, RunningMean, Vocabulary, vocabulary
+from t3vis.analysis.attention_questions import Answers, Questions, Side, answers, questions, side
 from t3vis.errors import ProbingError
-from t3vis.probing.attention import ORDER, AttentionCall, AttentionReader
-from t3vis.probing.attention_questions import BESIDE, SPECIALS, Questions, questions, side
+from t3vis.probing.attention import ORDER, AttentionCall, AttentionReader, Tokens
 from t3vis.probing.batches import Batch, Examples, batches
 
 MAX_OFFSET = 16
 N_BINS = 16
 TINY = 1e-30
 """A weight below this adds nothing to an entropy."""
-HOLDS_FROM = 0.5
-"""A pattern holds in an example from this mass on."""
 
 
 def attention_patterns(
@@ -119,15 +109,16 @@ class PatternSums:
     """Sums over the examples of a dataset; their size depends neither on their number nor on their length."""
 
     def __init__(self, known: Vocabulary, *, max_offset: int = MAX_OFFSET, n_bins: int = N_BINS) -> None:
-        self._known = torch.from_numpy(known.kinds), torch.from_numpy(known.ends_sentence)
+        self._known = known
         self._max_offset, self._n_bins = max_offset, n_bins
         self._layers: dict[tuple[int, int], _LayerSums] = {}
-        self._annotations: dict[str, Tensor | None] = {}
-        self._questions: list[tuple[AttentionCall, Questions]] = []
+        self._annotations: dict[str, NDArray[np.int64] | None] = {}
+        self._questions: list[_Asked] = []
 
     def begin(self, *, sentence_ids: Tensor | None = None, span_ids: Tensor | None = None) -> None:
         """A batch begins: what is known of its tokens, shape (n_examples, n_tokens), -1 for none."""
-        self._annotations = {"sentence_ids": sentence_ids, "span_ids": span_ids}
+        given = {"sentence_ids": sentence_ids, "span_ids": span_ids}
+        self._annotations = {name: None if ids is None else ids.cpu().numpy() for name, ids in given.items()}
         self._questions = []
 
     def add(self, call: AttentionCall) -> None:
@@ -168,17 +159,22 @@ class PatternSums:
             by_kind=stacked("by_kind"),
         )
 
-    def _asked(self, call: AttentionCall) -> Questions:
-        for other, asked in self._questions:
-            if other.visible is call.visible:
+    def _asked(self, call: AttentionCall) -> _Asked:
+        for asked in self._questions:
+            if asked.visible is call.visible:
                 return asked
-        is_cross = call.kind == "cross"
-        is_annotated = call.kind in ("self", "encoder")
-        queries = side(call.queries, self._known, **(self._annotations if is_annotated else {}))
-        keys = side(call.keys, self._known) if is_cross else queries
-        asked = questions(call, queries, keys, max_offset=self._max_offset, n_bins=self._n_bins)
-        self._questions.append((call, asked))
+        is_cross, is_annotated = call.kind == "cross", call.kind in ("self", "encoder")
+        queries = self._side(call.queries, **(self._annotations if is_annotated else {}))
+        keys = self._side(call.keys) if is_cross else queries
+        visible = call.visible.cpu().numpy()
+        sizes = {"max_offset": self._max_offset, "n_bins": self._n_bins}
+        asked = _asked(call, questions(visible, queries, keys, is_cross=is_cross, **sizes))
+        self._questions.append(asked)
         return asked
+
+    def _side(self, tokens: Tokens, **annotations: NDArray[np.int64] | None) -> Side:
+        ids = None if tokens.ids is None else tokens.ids.cpu().numpy()
+        return side(ids, tokens.real.cpu().numpy(), self._known, **annotations)
 
 
 @dataclass
@@ -190,7 +186,7 @@ class _LayerSums:
     offsets: NDArray[np.float64] | float = 0.0
     n_pairs: NDArray[np.float64] | float = 0.0
 
-    def add(self, answers: _Answers) -> None:
+    def add(self, answers: Answers) -> None:
         self.n_heads = answers.of_examples["entropy"].shape[1]
         for name, values in answers.of_examples.items():
             self.means.setdefault(name, RunningMean()).add(values)
@@ -204,43 +200,43 @@ class _LayerSums:
 
 
 @dataclass(frozen=True, eq=False)
-class _Answers:
-    """What one layer's weights say for one batch: a row for each example, and sums over examples by offset."""
+class _Asked:
+    """The questions for one batch, and what of them is multiplied with the weights, on their device."""
 
-    of_examples: dict[str, NDArray[np.float64]]
-    offsets: NDArray[np.float64]
-    n_pairs: NDArray[np.float64]
+    visible: Tensor
+    questions: Questions
+    invisible: Tensor | None
+    columns: Tensor
+    rows: Tensor
+    band: Tensor
+    words_beside: Tensor
+    dense: Tensor
 
 
-def _answers(call: AttentionCall, asked: Questions) -> _Answers:
+def _asked(call: AttentionCall, asked: Questions) -> _Asked:
+    device = call.weights.device
+    columns, rows, band, beside, dense = (
+        torch.from_numpy(array).to(device)
+        for array in (asked.columns, asked.rows, asked.band, asked.words_beside, asked.dense)
+    )
+    invisible = None if bool(call.visible.all()) else ~call.visible[:, None]
+    return _Asked(
+        call.visible, asked, invisible, columns, rows.transpose(1, 2), band, beside[:, None], dense.transpose(1, 2)
+    )
+
+
+def _answers(call: AttentionCall, asked: _Asked) -> Answers:
     """What the weights say; they are overwritten."""
     weights = call.weights.float()
-    if not asked.is_all_visible:
-        weights.masked_fill_(~asked.visible[:, None], 0)
-    n_examples, n_heads, n_queries, _ = weights.shape
-    flow = torch.bmm(weights.flatten(1, 2), asked.columns).view(n_examples, n_heads, n_queries, -1)
-    beside = weights.flatten(2).index_select(2, asked.band).view(n_examples, n_heads, n_queries, -1)
-    beside *= asked.words_beside[:, None]
-    dense = torch.bmm(weights.flatten(2), asked.dense.transpose(1, 2))
-    told = asked.counts.any(2).T[:, None].cpu().numpy()
-    masses = np.where(told, _double(_masses(flow, beside, dense, asked)), np.nan)
-    entropies = _entropy(weights) @ asked.spread
-    has_words = asked.spread.any(1).cpu().numpy()
-    to_words = flow[..., [asked.n_bins + WORD, asked.n_bins + PUNCTUATION]].sum(3) * asked.queries.is_word[:, None]
-    word_mass = _double(to_words.sum(2))
-    is_cross = np.nan if asked.is_cross else 0.0
-    of_examples = {
-        "mass": masses,
-        "chance": np.where(told[:, 0], _double(asked.chance.T), np.nan),
-        "top": np.where(told, _double(_hits(weights.argmax(3), asked)), np.nan),
-        "holds": np.where(told, masses >= HOLDS_FROM, np.nan),
-        "entropy": np.where(has_words[:, :1], _double(entropies[..., 0]), np.nan),
-        "relative_entropy": np.where(has_words[:, 1:], _double(entropies[..., 1]), np.nan),
-        "distance": _double(dense[..., -1]) / np.where(word_mass > 0, word_mass, np.nan) + is_cross,
-        "by_position": _between(flow, asked.rows, slice(None, asked.n_bins)),
-        "by_kind": _between(flow[..., :-1], asked.rows, slice(asked.n_bins, None)),
-    }
-    return _Answers(of_examples, _double(beside.sum((0, 2))) + is_cross, _double(asked.words_beside.sum((0, 1))))
+    if asked.invisible is not None:
+        weights.masked_fill_(asked.invisible, 0)
+    size = weights.shape[:3]
+    flow = torch.bmm(weights.flatten(1, 2), asked.columns).view(*size, -1)
+    beside = weights.flatten(2).index_select(2, asked.band).view(*size, -1) * asked.words_beside
+    of_queries = torch.cat([flow, beside, _entropy(weights)[..., None]], -1)
+    sums = torch.bmm(asked.rows, of_queries.transpose(1, 2).flatten(2)).unflatten(2, (size[1], -1))  # type: ignore[no-untyped-call]
+    dense = torch.bmm(weights.flatten(2), asked.dense)
+    return answers(asked.questions, *(found.cpu().numpy() for found in (sums, dense, weights.argmax(3))))
 
 
 def _entropy(weights: Tensor) -> Tensor:
@@ -248,57 +244,6 @@ def _entropy(weights: Tensor) -> Tensor:
     return -weights.clamp(min=TINY).log_().mul_(weights).sum(3)
 
 
-def _masses(flow: Tensor, beside: Tensor, dense: Tensor, asked: Questions) -> Tensor:
-    """Mass of each head on each pattern, shape (B, n_heads, P)."""
-    centre = beside.shape[-1] // 2
-    kinds, itself = flow[..., asked.n_bins : -1], beside[..., centre]
-    of_queries: dict[Pattern, Tensor] = {name: beside[..., centre + offset] for name, offset in BESIDE.items()}
-    of_queries |= {name: kinds[..., list(which)].sum(-1) for name, which in SPECIALS.items()}
-    of_queries["punctuation"] = kinds[..., PUNCTUATION] - itself * (asked.queries.kinds == PUNCTUATION)[:, None]
-    of_queries["first"] = flow[..., -1] - itself * asked.queries.is_first[:, None]
-    known = {name: dense[..., number] for number, name in enumerate(asked.asked)}
-    for name, values in of_queries.items():
-        known[name] = (values * asked.counts[PATTERNS.index(name), :, None]).sum(2)
-    return torch.stack([known.get(name, torch.zeros_like(dense[..., -1])) for name in PATTERNS], -1)
-
-
-def _hits(best: Tensor, asked: Questions) -> Tensor:
-    """Share of the queries whose most attended key, shape (B, n_heads, Q), follows each pattern; as the masses."""
-
-    def at_best(of_keys: Tensor) -> Tensor:
-        return of_keys[:, None].expand(*best.shape[:2], -1).gather(2, best)
-
-    queries, keys = asked.queries, asked.keys
-    offsets = best - torch.arange(best.shape[2], device=best.device)
-    kinds, is_word = at_best(keys.kinds), at_best(keys.is_word)
-    is_other = torch.ones_like(is_word) if asked.is_cross else offsets != 0
-    hits: dict[Pattern, Tensor] = {name: is_word & (offsets == offset) for name, offset in BESIDE.items()}
-    hits |= {name: torch.isin(kinds, kinds.new_tensor(which)) for name, which in SPECIALS.items()}
-    hits["punctuation"] = (kinds == PUNCTUATION) & is_other
-    hits["first"] = at_best(keys.is_first) & is_other
-    if queries.ids is not None and keys.ids is not None:
-        hits["same_token"] = is_word & (at_best(keys.ids) == queries.ids[:, None]) & is_other
-    hits["same_sentence"] = is_word & (at_best(keys.sentences) == queries.sentences[:, None])
-    hits["same_span"] = is_word & (at_best(keys.spans) == queries.spans[:, None])
-    shares = [
-        (hits.get(name, is_word) * counts[:, None]).sum(2) for name, counts in zip(PATTERNS, asked.counts, strict=True)
-    ]
-    return torch.stack(shares, -1)
-
-
-def _between(flow: Tensor, rows: Tensor, part: slice) -> NDArray[np.float64]:
-    """Mean attention from the queries of one group to the keys of another, shape (B, n_heads, n_groups, n_groups)."""
-    groups = rows[:, None, :, part]
-    sums = groups.transpose(2, 3) @ flow[..., part]
-    sizes = _double(groups.sum(2))[..., None]
-    return _double(sums) / np.where(sizes > 0, sizes, np.nan)
-
-
 def _widened(values: NDArray[np.float64], n_heads: int) -> NDArray[np.float64]:
     """Heads that a layer does not have are NaN."""
     return np.concatenate([values, np.full((n_heads - len(values), *values.shape[1:]), np.nan)])
-
-
-def _double(values: Tensor) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = values.cpu().numpy().astype(np.float64)
-    return found
