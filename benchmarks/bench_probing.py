@@ -12,13 +12,18 @@ import argparse
 import json
 from pathlib import Path
 
+import probing_attention
 import probing_heads
+import probing_saliency
 from fine_tuned import DEFAULT_DATA
 from rounds import Report, machine
 
 SECTIONS = {
     "heads-speed": probing_heads.speed,
     "heads-agreement": probing_heads.agreement_table,
+    "attention-speed": probing_attention.speed,
+    "attention-memory": probing_attention.memory,
+    "explanations-speed": probing_saliency.speed,
 }
 
 
@@ -27,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer examples and rounds")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder with sst2 and tinyshakespeare")
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder with sst2, tinyshakespeare and ewt")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="sections to run")
     options = parser.parse_args()
     print(machine(Path.cwd(), ["torch", "transformers", "numpy"]))

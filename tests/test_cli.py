@@ -63,6 +63,7 @@ def example_of(command: argparse.ArgumentParser) -> list[str]:
         "select",
         "plot",
         "project",
+        "attention",
         "verify",
         "repair",
         "compact",
@@ -80,6 +81,7 @@ def test_every_command_is_tested_above() -> None:
     assert sorted(commands()) == [
         *(
             "analyze",
+            "attention",
             "classes",
             "compact",
             "demo",

@@ -96,6 +96,12 @@ def _implementations(model: nn.Module) -> Iterator[None]:
             setattr(config, _IMPLEMENTATION, implementation)
 
 
+def use_attention(model: nn.Module, implementation: str) -> None:
+    """Another attention implementation in all parts of a model, until the end of ``probed``."""
+    for config in _configs(model):
+        setattr(config, _IMPLEMENTATION, implementation)
+
+
 def _configs(model: nn.Module) -> list[PreTrainedConfig]:
     """The configs of the model and its parts, each once."""
     found: dict[int, PreTrainedConfig] = {}
