@@ -66,6 +66,7 @@ def example_of(command: argparse.ArgumentParser) -> list[str]:
         "plot",
         "report",
         "project",
+        "attention",
         "verify",
         "repair",
         "compact",
@@ -83,6 +84,7 @@ def test_every_command_is_tested_above() -> None:
     assert sorted(commands()) == [
         *(
             "analyze",
+            "attention",
             "classes",
             "compact",
             "demo",
