@@ -61,8 +61,8 @@ def plot_head_patterns(patterns: HeadPatterns, *, title: str | None = None) -> F
         raise AnalysisError("there is no head to draw; the model has no attention.")
     cell = min(0.82, 11 / n_heads)
     width, height = cell * n_heads, 0.62 * cell * n_layers
-    figure = Figure(figsize=(width + 3.6, max(height + 1.75, 4.2)), dpi=150, facecolor="white")
-    ax = _axes(figure, 0.95, figure.get_size_inches()[1] - 0.95 - height, width, height)
+    figure = Figure(figsize=(width + 3.6, max(height + 1.6, 1.2 + 0.42 * len(COLORS) / 2)), dpi=150, facecolor="white")
+    ax = _axes(figure, 0.95, figure.get_size_inches()[1] - 0.75 - height, width, height)
     for (layer, head), name in np.ndenumerate(names):
         if name:
             _draw_head(ax, layer, head, str(name), _share(patterns, layer, head, str(name)), names.size)
@@ -98,7 +98,7 @@ def _share(patterns: HeadPatterns, layer: int, head: int, name: str) -> float | 
 def _legend(figure: Figure, shown: Sequence[str], names: NDArray[np.str_], left: float) -> None:
     across, up = figure.get_size_inches()
     for number, name in enumerate(shown):
-        y = up - 1.1 - 0.42 * number
+        y = up - 0.9 - 0.42 * number
         box = Rectangle((left / across, y / up), 0.16 / across, 0.16 / up, transform=figure.transFigure)
         box.set(facecolor=COLORS[name], edgecolor="none")
         figure.add_artist(box)

@@ -229,7 +229,8 @@ def head_names(patterns: HeadPatterns) -> NDArray[np.str_]:
     Notes
     -----
     A head is named if its mass is at least 0.3 and at least twice chance. Patterns that contain others (any special
-    token, the sentence, the span) name a head only where none of those they contain does.
+    token, the sentence, the span) name a head only where none of those they contain does; where the first token is
+    always [CLS], it is called that.
 
     Examples
     --------
@@ -245,6 +246,8 @@ def head_names(patterns: HeadPatterns) -> NDArray[np.str_]:
     follows = (patterns.mass >= NAMED_FROM) & (patterns.lift >= LIFTED)
     masses = np.where(follows, patterns.mass, -1.0)
     unspecific = [PATTERNS.index(name) for name in _UNSPECIFIC]
+    first, cls = PATTERNS.index("first"), PATTERNS.index("cls")
+    masses[..., first] = np.where(masses[..., cls] >= masses[..., first], -1.0, masses[..., first])
     specific = np.delete(masses, unspecific, axis=-1).max(-1) >= 0
     masses[..., unspecific] = np.where(specific[..., None], -1.0, masses[..., unspecific])
     best = masses.argmax(-1)

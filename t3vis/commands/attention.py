@@ -63,7 +63,8 @@ def _attention(options: argparse.Namespace) -> None:
         relations = None
     else:
         patterns, relations = _of_texts(options)
-        title, output = options.model.name, Path(f"{options.model.name}-attention.png")
+        title = f"{options.model.name}: what each attention head attends to"
+        output = Path(f"{options.model.name}-attention.png")
     print(strongest_table(patterns, options.top))
     print(clusters_line(patterns))
     if relations is not None:

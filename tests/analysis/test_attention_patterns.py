@@ -51,8 +51,11 @@ def test_heads_are_named_after_what_they_follow():
         {"same_sentence": 0.9},
         {"entropy": 0.95},
         {"next": 0.25},
+        {"first": 0.9, "cls": 0.9, "delimiter": 0.9},
+        {"first": 0.9},
     )
-    assert head_names(found).tolist() == [["previous", "sep", "delimiter", "same_sentence", "broad", "mixed"]]
+    names = ["previous", "sep", "delimiter", "same_sentence", "broad", "mixed", "cls", "first"]
+    assert head_names(found).tolist() == [names]
 
 
 def test_a_mass_that_is_no_more_than_chance_names_no_head():
