@@ -150,8 +150,7 @@ class _Found:
         n_layers, most = heads.shape
         over_heads = n_layers, n_examples, most
         targets = first.targets
-        is_one = first.kind != "classes" or first.logits.shape[1] == 1
-        logits = (first.logits.shape[2],) if is_one else None
+        logits = (first.logits.shape[2],) if first.is_whole else None
         kind = np.dtype(np.int64 if first.kind == "classes" else np.float32)
         wide = () if first.kind == "classes" or targets is None else targets.shape[2:]
         self.ablation = Ablation(
@@ -162,7 +161,7 @@ class _Found:
             score_change=_unknown(*over_heads),
             logits=None if logits is None else _unknown(n_examples, *logits),
             logits_without=None if logits is None else _unknown(*over_heads, *logits),
-            labels=np.zeros((n_examples if is_one else 0, *wide), kind),
+            labels=np.zeros((n_examples if first.is_whole else 0, *wide), kind),
         )
 
     def add_whole(self, ids: NDArray[np.int64], whole: Answers) -> None:

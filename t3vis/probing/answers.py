@@ -35,13 +35,14 @@ class Answers:
     ``logits`` has shape (n, n_places, n_classes), float32. ``targets`` are gold classes, shape (n, n_places), or for
     several labels and for numbers their values, shape (n, 1, n_classes); ``None`` where they are not known.
     ``weights``, shape (n, n_places), say how much each place counts; they sum to one in each example, or to zero
-    without a label.
+    without a label. ``is_whole``: there is one place, the example as a whole.
     """
 
     kind: Kind
     logits: Tensor
     targets: Tensor | None
     weights: Tensor
+    is_whole: bool = False
 
     @property
     def loss(self) -> Tensor:
@@ -155,11 +156,11 @@ def _of_example(model: Any, logits: Tensor, labels: Tensor | None) -> Answers:
     kind = _kind(getattr(model, "config", None), logits, labels)
     weights = torch.ones(len(logits), 1, device=logits.device)
     if labels is None:
-        return Answers(kind, logits[:, None], None, weights)
+        return Answers(kind, logits[:, None], None, weights, is_whole=True)
     if kind == "classes":
         gold = _within(labels.reshape(-1, 1).long(), logits.shape[1])
-        return Answers(kind, logits[:, None], gold, (gold != IGNORED_LABEL).float())
-    return Answers(kind, logits[:, None], labels.reshape(logits.shape).float()[:, None], weights)
+        return Answers(kind, logits[:, None], gold, (gold != IGNORED_LABEL).float(), is_whole=True)
+    return Answers(kind, logits[:, None], labels.reshape(logits.shape).float()[:, None], weights, is_whole=True)
 
 
 def _of_tokens(model: Any, logits: Tensor, labels: Tensor | None, inputs: Mapping[str, Tensor]) -> Answers:
