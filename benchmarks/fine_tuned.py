@@ -18,7 +18,7 @@ CLASS_NAMES = ("negative", "positive")
 MAX_TOKENS = 64
 BATCH_SIZE = 32
 EVERY = 4
-"""MiniLM sees every fourth training sentence once, its embeddings held fast: half a minute on two quiet cores."""
+"""MiniLM sees every fourth training sentence once, its embeddings held fast, to keep this short."""
 DECODERS: dict[str, dict[str, int]] = {
     "gpt2": {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": MAX_TOKENS},
     "llama": {
