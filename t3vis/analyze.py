@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import t3vis
 from t3vis.analysis.data_map import DataMap, data_map
 from t3vis.analysis.difficulty import learning, loss_trajectories
 from t3vis.analysis.drift import cka, displacement, neighbourhood_change
@@ -27,9 +26,10 @@ from t3vis.analysis.outliers import Outliers, knn_distance, mahalanobis, outlier
 from t3vis.analysis.passes import pass_figures
 from t3vis.analysis.separability import separability
 from t3vis.analysis.states import MeanDirection, SideBySide, StatesLike
+from t3vis.code_version import code_version
 from t3vis.errors import AnalysisError
 from t3vis.store.reader import Run, Split
-from t3vis.store.results import Result, read_result, write_result
+from t3vis.store.results import Result, current_result, write_result
 
 T = TypeVar("T")
 
@@ -407,7 +407,7 @@ def _provenance(split: Split, parameters: dict[str, Any]) -> dict[str, Any]:
     """What a result depends on; equal means that computing it again would give the same."""
     passes = [[record.index, record.last_step, record.n_seen, record.n_repeated] for record in split.passes]
     return {
-        "t3vis": t3vis.__version__,
+        "t3vis": code_version(),
         "parameters": parameters,
         "mode": split.attributes["mode"],
         **{name: split.attributes[name] for name in ("probe",) if name in split.attributes},
@@ -417,12 +417,7 @@ def _provenance(split: Split, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _current(run: Run, split: Split, name: str, parameters: dict[str, Any]) -> Result | None:
-    known = read_result(run.path, split.name, name)
-    if known is None or any(
-        known.attributes.get(key) != value for key, value in _provenance(split, parameters).items()
-    ):
-        return None
-    return known
+    return current_result(run.path, split.name, name, _provenance(split, parameters))
 
 
 def _keep(

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import t3vis
 from t3vis.analysis.attention_patterns import KINDS, PATTERNS, HeadPatterns
+from t3vis.checkpointed import pass_with_checkpoint, provenance
 from t3vis.errors import ProbingError
 from t3vis.probing.attention_patterns import attention_patterns, vocabulary_of
 from t3vis.probing.attention_texts import text_rows
 from t3vis.probing.model import load_model
-from t3vis.store.passes import Pass
 from t3vis.store.reader import Run, Split
-from t3vis.store.results import read_result, write_result
+from t3vis.store.results import current_result, write_result
 from t3vis.store.schema import pass_name
 
 MAX_EXAMPLES = 1000
@@ -62,7 +61,7 @@ def analyzed_attention(
     run: Run,
     split: Split,
     *,
-    pass_index: int = -1,
+    pass_index: int | None = None,
     model: Path | None = None,
     max_examples: int = MAX_EXAMPLES,
     seed: int = 0,
@@ -74,9 +73,9 @@ def analyzed_attention(
     run, split
         Whose examples to read; the split needs their token ids or a text.
     pass_index
-        Number of the pass whose checkpoint is taken; -1 is the last.
+        Number of the pass whose checkpoint is taken; by default the last that has one.
     model
-        The folder of a model to take instead of that checkpoint; the result is kept with the pass all the same.
+        The folder of a model to take instead; what is found of it is not kept.
     max_examples
         Of a larger split so many examples are taken by chance.
     seed
@@ -87,42 +86,23 @@ def analyzed_attention(
     ProbingError
         If there is no checkpoint, no tokenizer in it, or nothing to read of the examples.
     """
-    chosen = pass_of(split, pass_index)
-    folder = model if model is not None else checkpoint_of(chosen)
     ids = _chosen(split.n_examples, max_examples, seed)
-    provenance = {
-        "t3vis": t3vis.__version__,
-        "fingerprint": split.attributes.get("fingerprint"),
-        "model": str(folder),
-        "n_examples": len(ids),
-        "seed": seed,
-    }
-    known = _kept(run, split, chosen.index, provenance)
+    if model is not None:
+        return _probed(model, split, ids)
+    chosen, checkpoint = pass_with_checkpoint(split, pass_index)
+    made_of = {**provenance(split, checkpoint), "n_examples": len(ids), "seed": seed}
+    known = _kept(run, split, chosen.index, made_of)
     if known is not None:
         return known
-    tokenizer = load_tokenizer(folder)
-    found = attention_patterns(
-        load_model(folder), example_rows(split, ids, tokenizer), vocabulary_of(tokenizer), what="attention"
-    )
-    _keep(run, split, chosen.index, found, provenance)
+    found = _probed(checkpoint.path, split, ids)
+    _keep(run, split, chosen.index, found, made_of)
     return found
 
 
-def checkpoint_of(chosen: Pass) -> Path:
-    """The folder of the checkpoint that a pass names.
-
-    Raises
-    ------
-    ProbingError
-        If it names none that is still there.
-    """
-    checkpoint = chosen.checkpoint
-    if checkpoint is None:
-        raise ProbingError(
-            f"pass {chosen.index} has no checkpoint that is still there; save one in every epoch "
-            '(save_strategy="epoch"), or name the folder of a model with --model.'
-        )
-    return checkpoint.path
+def _probed(folder: Path, split: Split, ids: NDArray[np.int64]) -> HeadPatterns:
+    tokenizer = load_tokenizer(folder)
+    rows = example_rows(split, ids, tokenizer)
+    return attention_patterns(load_model(folder), rows, vocabulary_of(tokenizer), what="attention")
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -156,20 +136,6 @@ def example_rows(split: Split, ids: NDArray[np.int64], tokenizer: Any) -> list[d
     return text_rows([texts[0][int(i)] for i in ids], tokenizer)
 
 
-def pass_of(split: Split, index: int) -> Pass:
-    """A pass by its number; -1 is the last.
-
-    Raises
-    ------
-    ProbingError
-        If there is none.
-    """
-    passes = split.passes
-    if not passes or not -len(passes) <= index < len(passes):
-        raise ProbingError(f"{split.path} has no pass {index}; it has {len(passes)}.")
-    return passes[index]
-
-
 def _chosen(n_examples: int, most: int, seed: int) -> NDArray[np.int64]:
     """All examples, or so many of them by chance, in order."""
     if n_examples <= most:
@@ -177,19 +143,19 @@ def _chosen(n_examples: int, most: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).choice(n_examples, most, replace=False))
 
 
-def _kept(run: Run, split: Split, index: int, provenance: dict[str, Any]) -> HeadPatterns | None:
+def _kept(run: Run, split: Split, index: int, made_of: dict[str, Any]) -> HeadPatterns | None:
     columns: dict[str, NDArray[Any]] = {}
     attention: tuple[str, ...] = ()
     for table in TABLES:
-        result = read_result(run.path, split.name, f"attention_{table}_{pass_name(index)}")
-        if result is None or any(result.attributes.get(name) != value for name, value in provenance.items()):
+        result = current_result(run.path, split.name, f"attention_{table}_{pass_name(index)}", made_of)
+        if result is None:
             return None
         columns |= result.columns
         attention = tuple(result.attributes["attention"])
     return HeadPatterns(attention=attention, **columns)
 
 
-def _keep(run: Run, split: Split, index: int, found: HeadPatterns, provenance: dict[str, Any]) -> None:
+def _keep(run: Run, split: Split, index: int, found: HeadPatterns, made_of: dict[str, Any]) -> None:
     if not isinstance(run.path, Path):
         return  # a copy at a URL is read only
     axes = {"attention": list(found.attention), "patterns": list(PATTERNS), "kinds": list(KINDS)}
@@ -200,6 +166,6 @@ def _keep(run: Run, split: Split, index: int, found: HeadPatterns, provenance: d
             f"attention_{table}_{pass_name(index)}",
             {name: getattr(found, name) for name in meanings},
             meanings=meanings,
-            attributes={**provenance, **axes, "offset_of_first": -found.max_offset},
+            attributes={**made_of, **axes, "offset_of_first": -found.max_offset},
             dims=dims,
         )

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import t3vis
 from t3vis.analysis.head_importance import FORMS, HeadImportance, head_importance
+from t3vis.checkpointed import pass_with_checkpoint, provenance
+from t3vis.code_version import code_version
 from t3vis.errors import AnalysisError, ProbingError
-from t3vis.store.checkpoints import Checkpoint
 from t3vis.store.passes import Pass
 from t3vis.store.reader import Run, Split
-from t3vis.store.results import read_result, write_result
+from t3vis.store.results import current_result, write_result
 from t3vis.store.schema import pass_name
 
 MAX_EXAMPLES = 1000
@@ -69,8 +69,13 @@ def recorded_heads(run: Run, split: Split) -> dict[int, HeadScores]:
 def _of_pass(run: Run, split: Split, record: Pass) -> HeadScores:
     name = f"recorded_heads_{pass_name(record.index)}"
     said = split.attributes["arrays"]["head_gradients"]
-    provenance = {"t3vis": t3vis.__version__, "last_step": record.last_step, "n_seen": record.n_seen}
-    known = _current(run, split, name, provenance)
+    made_of = {
+        "t3vis": code_version(),
+        "mode": split.attributes["mode"],
+        "last_step": record.last_step,
+        "n_seen": record.n_seen,
+    }
+    known = _current(run, split, name, made_of)
     if known is not None:
         return known
     gradients = _Gradients(split, record.index)
@@ -81,7 +86,7 @@ def _of_pass(run: Run, split: Split, record: Pass) -> HeadScores:
         agreements={},
         source=f"epoch {record.epoch:g}, gradients recorded in {split.attributes['mode']} mode",
     )
-    _keep(run, split, name, computed, provenance)
+    _keep(run, split, name, computed, made_of)
     return computed
 
 
@@ -136,23 +141,21 @@ def analyzed_heads(
         return _probed(model, split, max_examples, n_removed, seed, source=model.name)[0]
     chosen, checkpoint = pass_with_checkpoint(split, pass_index)
     name = pass_name(chosen.index)
-    provenance = {
-        "t3vis": t3vis.__version__,
-        "fingerprint": split.attributes.get("fingerprint"),
-        "step": checkpoint.step,
+    made_of = {
+        **provenance(split, checkpoint),
         "max_examples": max_examples,
         "n_removed": n_removed,
         "seed": seed,
     }
-    known = _current(run, split, f"head_importance_{name}", provenance)
-    has_examples = read_result(run.path, split.name, f"head_gradients_{name}") is not None
+    known = _current(run, split, f"head_importance_{name}", made_of)
+    has_examples = current_result(run.path, split.name, f"head_gradients_{name}", made_of) is not None
     if known is not None and (has_examples or not keep_examples):
         return known
     source = f"checkpoint of epoch {chosen.epoch:g}"
     found, gradients = _probed(checkpoint.path, split, max_examples, n_removed, seed, source=source)
-    _keep(run, split, f"head_importance_{name}", found, provenance)
+    _keep(run, split, f"head_importance_{name}", found, made_of)
     if keep_examples:
-        _write(run, split, f"head_gradients_{name}", {"gradient": gradients}, provenance, ("layer", "example", "head"))
+        _write(run, split, f"head_gradients_{name}", {"gradient": gradients}, made_of, ("layer", "example", "head"))
     return found
 
 
@@ -172,27 +175,6 @@ def analyzed_heads_of_epochs(run: Run, split: Split, **options: Any) -> dict[int
     pass_with_checkpoint(split, None)
     having = [record.index for record in split.passes if record.checkpoint is not None]
     return {index: analyzed_heads(run, split, pass_index=index, **options) for index in having}
-
-
-def pass_with_checkpoint(split: Split, index: int | None) -> tuple[Pass, Checkpoint]:
-    """A pass and the checkpoint that it names; by default the last that names one.
-
-    Raises
-    ------
-    ProbingError
-        If there is none that is still there.
-    """
-    known = [(record, record.checkpoint) for record in split.passes]
-    having = [(record, checkpoint) for record, checkpoint in known if checkpoint is not None]
-    wanted = having[-1:] if index is None else [pair for pair in having if pair[0].index == index]
-    if not wanted:
-        others = ", ".join(str(record.index) for record, _ in having) or "none"
-        asked = "" if index is None else f" of pass {index}"
-        raise ProbingError(
-            f"{split.path} has no checkpoint{asked} that is still there; passes with one: {others}. Train with "
-            "save_strategy='epoch', or name the folder of a model."
-        )
-    return wanted[0]
 
 
 def labelled_examples(split: Split, max_examples: int, seed: int = 0) -> tuple[NDArray[np.int64], list[dict[str, Any]]]:
@@ -231,9 +213,9 @@ def _probed(
     return HeadScores(found.scores, list(attention), modules, found.agreements, source), gradients
 
 
-def _current(run: Run, split: Split, name: str, provenance: dict[str, Any]) -> HeadScores | None:
-    result = read_result(run.path, split.name, name)
-    if result is None or any(result.attributes.get(key) != value for key, value in provenance.items()):
+def _current(run: Run, split: Split, name: str, made_of: dict[str, Any]) -> HeadScores | None:
+    result = current_result(run.path, split.name, name, made_of)
+    if result is None:
         return None
     columns, said = result.columns, result.attributes
     scores = {
@@ -247,7 +229,7 @@ def _current(run: Run, split: Split, name: str, provenance: dict[str, Any]) -> H
     return HeadScores(scores, said["attention"], said["modules"], agreements, said["source"])
 
 
-def _keep(run: Run, split: Split, name: str, found: HeadScores, provenance: dict[str, Any]) -> None:
+def _keep(run: Run, split: Split, name: str, found: HeadScores, made_of: dict[str, Any]) -> None:
     columns: dict[str, NDArray[Any]] = {}
     for score, importance in found.scores.items():
         columns |= {score: importance.value, f"{score}_low": importance.low, f"{score}_high": importance.high}
@@ -258,7 +240,7 @@ def _keep(run: Run, split: Split, name: str, found: HeadScores, provenance: dict
         "source": found.source,
         "n_examples": {score: importance.n_examples for score, importance in found.scores.items()},
     }
-    _write(run, split, name, columns, {**provenance, **said}, ("layer", "head"))
+    _write(run, split, name, columns, {**made_of, **said}, ("layer", "head"))
 
 
 def _write(

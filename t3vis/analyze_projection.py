@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import t3vis
 from t3vis.analysis.nearest import Progress
 from t3vis.analysis.neighbours import K_NEIGHBOURS, MAX_EXACT, NeighbourGraph, neighbour_graph, shared
 from t3vis.analysis.projection import (
@@ -37,6 +36,7 @@ from t3vis.analysis.projection import (
 )
 from t3vis.analysis.projection_quality import Estimate, projection_quality
 from t3vis.analysis.states import unit_rows
+from t3vis.code_version import code_version
 from t3vis.errors import AnalysisError
 from t3vis.store.passes import Pass
 from t3vis.store.reader import Run, Split
@@ -390,7 +390,7 @@ class _Maps:
         """What a result depends on; equal means that computing it again would give the same."""
         record = self._passes[step.pass_index]
         found: dict[str, Any] = {
-            "t3vis": t3vis.__version__,
+            "t3vis": code_version(),
             "seed": self._seed,
             "k": K_NEIGHBOURS,
             "mode": self._split.attributes["mode"],

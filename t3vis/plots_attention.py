@@ -105,7 +105,7 @@ def _legend(figure: Figure, shown: Sequence[str], names: NDArray[np.str_], left:
         count = int((names == name).sum())
         text = f"{WORDS.get(name, name.replace('_', ' '))} ({count})"
         figure.text((left + 0.25) / across, (y + 0.02) / up, text, fontsize=8.5, color=INK)
-        meaning = dict(MEANINGS).get(name, "")  # type: ignore[call-overload]
+        meaning = next((text for pattern, text in MEANINGS.items() if pattern == name), "")
         figure.text((left + 0.25) / across, (y - 0.13) / up, meaning.split(";")[0], fontsize=6.6, color=GREY)
 
 

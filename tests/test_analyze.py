@@ -167,6 +167,17 @@ def test_only_what_is_stale_is_computed_again(tmp_path):
     assert all(stamps(run)[name] != after[name] for name in RESULTS)
 
 
+def test_what_other_code_has_computed_is_computed_again(tmp_path, monkeypatch):
+    run = recorded(tmp_path / "run.zarr")
+    analyzed_suspects(run, run.train)
+    result = read_result(run.path, "train", "label_quality")
+    monkeypatch.setattr("t3vis.analyze.code_version", lambda: "another")
+    again = analyzed_suspects(run, run.train)
+    assert read_result(run.path, "train", "label_quality").attributes["t3vis"] == "another"
+    assert result.attributes["t3vis"] != "another"
+    np.testing.assert_array_equal(again.score, result.columns["score"])
+
+
 def test_what_is_in_progress_is_no_end_of_a_change(tmp_path):
     run = recorded(tmp_path / "run.zarr")
     before = analyzed_drift(run, run.train)

@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 from t3vis import open_run
 from t3vis.analysis.attention_patterns import PATTERNS
-from t3vis.analyze_attention import TABLES, analyzed_attention, checkpoint_of
+from t3vis.analyze_attention import TABLES, analyzed_attention
+from t3vis.checkpointed import pass_with_checkpoint
 from t3vis.cli import main
 from t3vis.errors import ProbingError
 from t3vis.probing.attention_patterns import attention_patterns, vocabulary_of
@@ -41,7 +42,7 @@ def found(run):
 
 
 def test_the_heads_of_the_checkpoint_on_the_examples_of_the_run(run, found):
-    folder = checkpoint_of(run.train.passes[-1])
+    folder = pass_with_checkpoint(run.train)[1].path
     rows = [{"input_ids": run.train.token_ids[i].tolist()} for i in range(20)]
     expected = attention_patterns(load_model(folder), rows, vocabulary_of(word_tokenizer()))
     for name, values in vars(expected).items():
@@ -56,6 +57,7 @@ def test_it_is_kept_in_the_store(run, found, monkeypatch):
     np.testing.assert_array_equal(result.columns["mass"], found.mass)
     assert result.attributes["patterns"] == list(PATTERNS)
     assert result.attributes["n_examples"] == 20
+    assert result.attributes["mode"] == "eval"
     monkeypatch.setattr("t3vis.analyze_attention.load_model", None)  # what is kept needs no model
     kept = analyzed_attention(open_run(run.path), run.train)
     assert kept.attention == found.attention
@@ -67,7 +69,7 @@ def test_it_is_kept_in_the_store(run, found, monkeypatch):
 
 
 def test_a_pass_that_is_not_there(run):
-    with pytest.raises(ProbingError, match="no pass 7"):
+    with pytest.raises(ProbingError, match=r"no checkpoint of pass 7 that is still there; passes with one: 0\."):
         analyzed_attention(run, run.train, pass_index=7)
 
 
@@ -102,7 +104,7 @@ def test_the_command_draws_one_example(run, capsys, tmp_path):
 
 
 def test_the_command_reads_texts_and_parses_of_ones_own(run, capsys, tmp_path):
-    folder = str(checkpoint_of(run.train.passes[-1]))
+    folder = str(pass_with_checkpoint(run.train)[1].path)
     texts, parse, output = tmp_path / "a.txt", tmp_path / "a.conllu", str(tmp_path / "heads.svg")
     texts.write_text("w5\nw6\n\nw7\n")
     arcs = ["1\tw5\t_\t_\t_\t_\t2\tdet\t_\t_", "2\tw6\t_\t_\t_\t_\t0\troot\t_\t_", ""]

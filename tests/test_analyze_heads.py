@@ -13,9 +13,9 @@ from t3vis.analyze_heads import (
     analyzed_heads,
     analyzed_heads_of_epochs,
     labelled_examples,
-    pass_with_checkpoint,
     recorded_heads,
 )
+from t3vis.checkpointed import pass_with_checkpoint
 from t3vis.errors import AnalysisError, ProbingError
 from t3vis.probing.head_importance import EFFECTS, importances
 from t3vis.probing.model import load_model
@@ -71,6 +71,20 @@ def test_from_a_checkpoint(kept: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(analyze_heads, "_probed", None)  # no model is looked at
     again = analyzed_heads(open_run(kept.path), kept.train, n_removed=8)
     assert equal(found, again) or np.isnan(found.agreements["gate"]["score_change"])
+
+
+def test_gradients_of_other_code_are_not_kept_beside_newer_scores(kept: Run, tmp_path: Path, monkeypatch) -> None:
+    copy = tmp_path / "tiny.zarr"
+    shutil.copytree(kept.path, copy)
+    run, options = open_run(copy), {"n_removed": 2, "max_examples": 6}
+    analyzed_heads(run, run.train, keep_examples=True, **options)
+    monkeypatch.setattr("t3vis.checkpointed.code_version", lambda: "another")
+    analyzed_heads(run, run.train, **options)
+    analyzed_heads(run, run.train, keep_examples=True, **options)
+    for name in ("head_importance_p0001", "head_gradients_p0001"):
+        result = read_result(copy, "train", name)
+        assert result is not None
+        assert (result.attributes["t3vis"], result.attributes["mode"]) == ("another", "eval")
 
 
 def test_of_every_epoch_that_has_a_checkpoint(kept: Run, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_epochs_are_explained_by_their_checkpoints(folder, capsys):
     assert lines[3].startswith("epoch 1 says negative")
     assert lines[1].split()[-1] != lines[3].split()[-1]
     assert main(["explain", run, "--example", "3", "--epoch", "7"]) == 1
-    assert "no checkpoint of epoch 7; epochs with one: 0, 1." in capsys.readouterr().err
+    assert "no checkpoint of pass 7 that is still there; passes with one: 0, 1." in capsys.readouterr().err
 
 
 def test_methods_are_ranked(folder, capsys):

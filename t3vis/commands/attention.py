@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
     )
     attention.add_argument("run", metavar="RUN", nargs="?", help="path of the run whose examples are read")
     attention.add_argument("--split", default="train", help="train, or the name of an evaluation set (%(default)s)")
-    attention.add_argument("--epoch", type=int, default=-1, metavar="E", help="whose checkpoint to take (last)")
+    attention.add_argument("--epoch", type=int, metavar="E", help="whose checkpoint to take (the last that has one)")
     attention.add_argument("--model", type=Path, metavar="FOLDER", help="take this model instead")
     attention.add_argument("--texts", type=Path, metavar="FILE", help="without RUN: a file of texts, one in each line")
     attention.add_argument(
@@ -188,14 +188,15 @@ def _weights(split: Any, number: int, options: argparse.Namespace) -> tuple[NDAr
     """Of the head asked for in one example, and the tokens."""
     import numpy as np
 
-    from t3vis.analyze_attention import checkpoint_of, example_rows, load_tokenizer, pass_of
+    from t3vis.analyze_attention import example_rows, load_tokenizer
+    from t3vis.checkpointed import pass_with_checkpoint
     from t3vis.probing.attention import attention_weights
     from t3vis.probing.batches import batches
     from t3vis.probing.model import load_model
 
     if not 0 <= number < split.n_examples:
         raise ConfigurationError(f"there is no example {number}; {split.name} has {split.n_examples}, counted from 0.")
-    folder = options.model or checkpoint_of(pass_of(split, options.epoch))
+    folder = options.model or pass_with_checkpoint(split, options.epoch)[1].path
     tokenizer, model = load_tokenizer(folder), load_model(folder)
     rows = example_rows(split, np.array([number]), tokenizer)
     batch = next(batches(model, rows))

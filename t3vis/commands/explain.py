@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t3vis.checkpointed import pass_with_checkpoint
 from t3vis.coloured_tokens import Row, ansi, page, printable
 from t3vis.commands.arguments import Commands, add_command, opened_split
 from t3vis.commands.output import opened, table, terminal_width
@@ -96,24 +97,13 @@ class _Source:
 
         Raises
         ------
-        ConfigurationError
+        ProbingError
             If no checkpoint of the epoch is there.
         """
         if which is not None and not str(which).isdecimal():
             return Path(str(which)), Path(str(which)).name
-        passes = self._chosen_split.passes
-        saved = {each.index: each.checkpoint for each in passes}
-        there = [index for index, found in saved.items() if found is not None]
-        index = (there[-1] if there else None) if which is None else int(str(which))
-        found = None if index is None else saved.get(index)
-        if found is None:
-            asked = "" if which is None else f" of epoch {which}"
-            others = ", ".join(map(str, there)) or "none"
-            raise ConfigurationError(
-                f"{self._options.run} has no checkpoint{asked}; epochs with one: {others}. "
-                "Pass --model FOLDER, or train with save_strategy='epoch'."
-            )
-        return found.path, f"epoch {index}"
+        chosen, found = pass_with_checkpoint(self._chosen_split, None if which is None else int(str(which)))
+        return found.path, f"epoch {chosen.index}"
 
     def example(self) -> tuple[Encoded, str]:
         """What is explained, and a line about it."""

@@ -201,7 +201,8 @@ def _draw_curve(run: Run, split: Split, options: argparse.Namespace) -> None:
 
 def _loaded(split: Split, options: argparse.Namespace) -> tuple[Any, list[dict[str, Any]], str]:
     """The heads of the model that was asked for, examples, and what to call it."""
-    from t3vis.analyze_heads import labelled_examples, pass_with_checkpoint
+    from t3vis.analyze_heads import labelled_examples
+    from t3vis.checkpointed import pass_with_checkpoint
     from t3vis.probing.head_importance import found_heads
     from t3vis.probing.model import load_model
 

@@ -50,7 +50,7 @@ def batches(
     """The examples as padded batches on the device of the model.
 
     Examples of like length stand together, so that little is padding; the batches come in random order, so that what
-    is known after a few of them holds for all. ``scattered`` puts results back in the order of the examples.
+    is known after a few of them holds for all.
 
     Parameters
     ----------
@@ -86,28 +86,6 @@ def batches(
                 inputs["attention_mask"] = _mask([len(row["input_ids"]) for row in rows])
             yield Batch(group, {name: value.to(device_of(model)) for name, value in inputs.items()})
             bar.update(len(group))
-
-
-def scattered(parts: Sequence[tuple[NDArray[np.int64], NDArray[Any]]], n_examples: int) -> NDArray[Any]:
-    """Results of batches in the order of the examples.
-
-    Parameters
-    ----------
-    parts
-        The ids of each batch, shape (n,), and what was found of it, shape (n, ...).
-    n_examples
-        Examples of the dataset; those in no part are NaN.
-
-    Examples
-    --------
-    >>> scattered([(np.array([2, 0]), np.array([5.0, 7.0]))], 3)
-    array([ 7., nan,  5.])
-    """
-    first = parts[0][1]
-    found = np.full((n_examples, *first.shape[1:]), np.nan, np.result_type(first.dtype, np.float32))
-    for ids, values in parts:
-        found[ids] = values
-    return found
 
 
 def collated(rows: Sequence[Mapping[str, Any]], *, pad_token: int = 0) -> dict[str, Tensor]:

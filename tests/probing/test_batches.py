@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from t3vis.errors import ProbingError
-from t3vis.probing.batches import batches, collated, scattered
+from t3vis.probing.batches import batches, collated
 from tests.callbacks.attention_models import attention_model
 from tests.callbacks.tiny import PAD, as_dataset, tiny_model, tiny_rows
 
@@ -63,8 +63,3 @@ def test_labels_of_tokens_and_pictures() -> None:
     pictures = [{"pixel_values": torch.ones(3, 8, 8).tolist(), "labels": 1}] * 2
     (batch,) = batches(attention_model("vit"), pictures)
     assert batch.inputs["pixel_values"].shape == (2, 3, 8, 8)
-
-
-def test_results_are_put_back() -> None:
-    found = scattered([(np.array([3, 0]), np.array([[1.0, 2], [3, 4]])), (np.array([1]), np.array([[5.0, 6]]))], 4)
-    np.testing.assert_array_equal(found, [[3, 4], [5, 6], [np.nan, np.nan], [1, 2]])
