@@ -24,8 +24,8 @@ from itertools import islice, pairwise, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
-import google_crc32c
 import numpy as np
+from awscrt.checksums import crc32c
 from numpy.typing import NDArray
 
 from t3vis.errors import StoreError
@@ -37,7 +37,7 @@ RowNumbers = NDArray[np.int64] | range
 
 _MISSING = 2**64 - 1
 _MAX_BUFFERS = 512  # in one writev; POSIX guarantees 16, Linux and macOS take 1024
-_BLOCK_BYTES = 1 << 20  # written at a time, at most: what the checksum was taken of is still in the cache then
+_BLOCK_BYTES = 512 << 10  # written at a time, at most: what the checksum was taken of is still in the cache then
 _RESERVED_FROM = 512 << 10  # bytes; below, reserving space costs more than it saves
 _N_THREADS = 2
 _AHEAD = 4  # chunks
@@ -68,7 +68,7 @@ def _index_of(lengths: Iterable[int | None]) -> bytes:
         spans.append((_MISSING, _MISSING) if length is None else (offset, length))
         offset += length or 0
     index = np.array(spans, "<u8").tobytes()
-    checksum = int(google_crc32c.value(index))
+    checksum: int = crc32c(index)
     return index + checksum.to_bytes(4, "little")
 
 
@@ -199,7 +199,7 @@ class _Checked:
             view = memoryview(buffer)
             for start in range(0, len(view), _BLOCK_BYTES):
                 block = view[start : start + _BLOCK_BYTES]
-                self.crc = google_crc32c.extend(self.crc, np.frombuffer(block, np.uint8))
+                self.crc = crc32c(block, self.crc)
                 yield [block]
 
 
@@ -359,7 +359,7 @@ def parse_index(raw: bytes, n_chunks: int, path: object) -> list[Span | None]:
     StoreError
         If the checksum is not that of the index.
     """
-    if len(raw) != index_length(n_chunks) or google_crc32c.value(raw[:-4]).to_bytes(4, "little") != raw[-4:]:
+    if len(raw) != index_length(n_chunks) or crc32c(raw[:-4]).to_bytes(4, "little") != raw[-4:]:
         raise StoreError(
             f"{path} does not end in an index of {n_chunks} chunks with the right checksum; "
             "the shard is damaged or was cut short."
