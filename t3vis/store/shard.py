@@ -18,7 +18,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise, repeat
 from pathlib import Path
@@ -34,6 +34,8 @@ from t3vis.store.layout import RowLayout
 Buffer = bytes | memoryview
 Codec = Callable[[Buffer], bytes]
 RowNumbers = NDArray[np.int64] | range
+Span = tuple[int, int]
+"""Offset and length in bytes of an encoded chunk within its shard."""
 
 _MISSING = 2**64 - 1
 _MAX_BUFFERS = 512  # in one writev; POSIX guarantees 16, Linux and macOS take 1024
@@ -48,74 +50,106 @@ def shard_path(array: Path, leading: tuple[int, ...], shard: int, n_trailing: in
     return array.joinpath("c", *map(str, leading), str(shard), *("0" for _ in range(n_trailing)))
 
 
-def write_shard(path: Path, chunks: Sequence[Buffer | None]) -> None:
-    """Write one shard, whole or not at all; ``None`` stands for a chunk that is all fill value.
-
-    Raises
-    ------
-    OSError
-        If the disk refuses; the path is attached as a note and nothing is left behind under the final name.
-    """
-    buffers = [chunk for chunk in chunks if chunk is not None]
-    index = _index_of([None if chunk is None else len(chunk) for chunk in chunks])
-    _write_file(path, [[*buffers, index]], sum(map(len, buffers)))
-
-
-def _index_of(lengths: Iterable[int | None]) -> bytes:
-    """Index and checksum of chunks of these lengths that lie one after another; ``None`` stands for one left out."""
-    spans, offset = [], 0
-    for length in lengths:
-        spans.append((_MISSING, _MISSING) if length is None else (offset, length))
-        offset += length or 0
-    index = np.array(spans, "<u8").tobytes()
+def index_of(spans: Sequence[Span | None]) -> bytes:
+    """Index and checksum of chunks that lie at these places; ``None`` stands for one left out."""
+    pairs = [(_MISSING, _MISSING) if span is None else span for span in spans]
+    index = np.array(pairs, "<u8").tobytes()
     checksum: int = crc32c(index)
     return index + checksum.to_bytes(4, "little")
 
 
-def _write_file(path: Path, blocks: Iterable[Sequence[Buffer]], n_bytes: int) -> None:
-    """Write a file that appears under ``path`` only when it is complete; it will be about ``n_bytes`` long."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+def _one_after_another(lengths: Iterable[int | None]) -> list[Span | None]:
+    """Where chunks of these lengths lie; ``None`` stands for one left out."""
+    spans: list[Span | None] = []
+    offset = 0
+    for length in lengths:
+        spans.append(None if length is None else (offset, length))
+        offset += length or 0
+    return spans
+
+
+class PartialFile:
+    """A file in the making: it appears under ``path`` only when it is complete.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses, here or in any method; the path is attached as a note.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._reserved = 0
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        with self._noting():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+
+    def reserve(self, n_bytes: int) -> None:
+        """Tell the file system what comes next: ext4 then writes it in a third less time; where it cannot, so be it."""
+        if n_bytes < _RESERVED_FROM or not hasattr(os, "posix_fallocate"):
+            return
         try:
-            is_reserved = _reserve(descriptor, n_bytes)
-            written = sum(_write_all(descriptor, block) for block in blocks)
-            if is_reserved and written < n_bytes:
-                os.ftruncate(descriptor, written)
-        finally:
-            os.close(descriptor)
-        partial.replace(path)
-    except OSError as error:
+            os.posix_fallocate(self._descriptor, self.size, n_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOSPC):
+                error.add_note(f"while writing {self.path}")
+                raise
+        self._reserved = self.size + n_bytes
+
+    def append(self, buffers: Sequence[Buffer]) -> None:
+        """Write behind what is there; ``writev`` until everything is on its way, since a call may write less."""
+        views = [memoryview(buffer) for buffer in buffers]
+        with self._noting():
+            while views:
+                written = os.writev(self._descriptor, views[:_MAX_BUFFERS])
+                self.size += written
+                while views and written >= len(views[0]):
+                    written -= len(views.pop(0))
+                if written:
+                    views[0] = views[0][written:]
+
+    def complete(self) -> None:
+        """Nothing is to follow: let the file appear."""
+        with self._noting():
+            if self._reserved > self.size:
+                os.ftruncate(self._descriptor, self.size)
+            self._close()
+            self._partial.replace(self.path)
+
+    def discard(self) -> None:
+        """Leave nothing behind, as far as the disk lets it be removed; what is complete stays."""
         with suppress(OSError):
-            partial.unlink()
-        error.add_note(f"while writing {path}")
-        raise
+            self._close()
+        with suppress(OSError):
+            self._partial.unlink()
 
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
-def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> int:
-    """``writev`` until everything is on its way, since a call may write less than it was given; how much that is."""
-    views = [memoryview(buffer) for buffer in buffers]
-    n_bytes = sum(map(len, views))
-    while views:
-        written = os.writev(descriptor, views[:_MAX_BUFFERS])
-        while views and written >= len(views[0]):
-            written -= len(views.pop(0))
-        if written:
-            views[0] = views[0][written:]
-    return n_bytes
-
-
-def _reserve(descriptor: int, n_bytes: int) -> bool:
-    """Tell the file system what will be written: ext4 then does it in a third less time; where it cannot, so be it."""
-    if n_bytes < _RESERVED_FROM or not hasattr(os, "posix_fallocate"):
-        return False
-    try:
-        os.posix_fallocate(descriptor, 0, n_bytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOSPC):
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.add_note(f"while writing {self.path}")
             raise
-    return True
+
+
+def _write_file(path: Path, blocks: Iterable[Sequence[Buffer]], n_bytes: int) -> None:
+    """Write a file, whole or not at all; it will be about ``n_bytes`` long."""
+    file = PartialFile(path)
+    try:
+        file.reserve(n_bytes)
+        for block in blocks:
+            file.append(block)
+        file.complete()
+    except BaseException:
+        file.discard()
+        raise
 
 
 def write_rows(
@@ -166,7 +200,8 @@ def _write_plain(path: Path, rows: NDArray[Any], layout: RowLayout, fill: float 
     padded = list(_chunks(rows[n_whole:], layout.chunk_rows, fill))
     chunk_bytes = layout.chunk_rows * rows.itemsize * math.prod(rows.shape[1:])
     n_written = n_whole // layout.chunk_rows + len(padded)
-    index = _index_of([chunk_bytes] * n_written + [None] * (layout.chunks_per_shard - n_written))
+    n_left_out = layout.chunks_per_shard - n_written
+    index = index_of(_one_after_another([chunk_bytes] * n_written + [None] * n_left_out))
     checked = _Checked([as_bytes(rows[:n_whole]), *padded, index])
     _write_file(path, checked, n_written * chunk_bytes)
     return checked.crc
@@ -180,7 +215,7 @@ def _write_encoded(path: Path, encoded: Iterator[bytes], n_written: int, layout:
         for chunk in islice(encoded, n_written):
             lengths.append(len(chunk))
             yield chunk
-        yield _index_of(lengths + [None] * (layout.chunks_per_shard - n_written))
+        yield index_of(_one_after_another(lengths + [None] * (layout.chunks_per_shard - n_written)))
 
     checked = _Checked(content())
     _write_file(path, checked, n_bytes)
@@ -249,8 +284,6 @@ def as_bytes(array: NDArray[Any]) -> memoryview:
 
 _WORTH_ALIGNING = 1 << 20
 
-Span = tuple[int, int]
-"""Offset and length in bytes of an encoded chunk within its shard."""
 Range = tuple[int, int, int]
 """Bytes to read: their offset in the file, where they go in the target, and how many they are."""
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t3vis.errors import ConfigurationError, RecordingError
-from t3vis.store import schema, segments
+from t3vis.store import layout, schema, segments
 from t3vis.store.commits import committed_passes
 from t3vis.store.reader import open_run
 from t3vis.store.seal import remove_sealed_segments, seal_pass
@@ -154,7 +154,32 @@ def test_a_batch_larger_than_the_buffer_is_taken_in_parts(tmp_path):
     writer, expected = new_run(tmp_path, 4), Expected(4)
     expected.log(writer, 0, rows_of([3, 1, 0, 2, 1, 1, 0, 0, 3], 0))
     writer.flush()
-    assert [segment.n_rows for segment in segments.list_segments(tmp_path / "train", 0)] == [4, 4, 1]
+    assert [segment.n_rows for segment in segments.list_segments(tmp_path / "train", 0)] == [9]
+    expected.check(open_run(tmp_path).train)
+
+
+def test_a_segment_ends_when_it_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "BLOCK_BYTES", 600)
+    monkeypatch.setattr(layout, "SEGMENT_BYTES", 1200)
+    writer, expected = new_run(tmp_path, 100), Expected(100)
+    for step in range(10):
+        expected.log(writer, 0, rows_of(range(10 * step, 10 * step + 10), step, tokens=False))
+    writer.flush()
+    n_rows = [segment.n_rows for segment in segments.list_segments(tmp_path / "train", 0)]
+    assert sum(n_rows) == 100
+    assert len(set(n_rows[:-1])) == 1
+    assert 1 < n_rows[0] < 100
+    expected.check(open_run(tmp_path).train)
+
+
+def test_a_segment_ends_when_readers_have_waited_long_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "SEGMENT_SECONDS", 0)
+    writer, expected = new_run(tmp_path, 100), Expected(100)
+    for step in range(3):
+        expected.log(writer, 0, rows_of([step, 10 + step], step))
+    writer.close()
+    n_rows = [segment.n_rows for segment in segments.list_segments(tmp_path / "train", 0)]
+    assert n_rows == [2, 2, 2]
     expected.check(open_run(tmp_path).train)
 
 
@@ -378,6 +403,20 @@ def test_a_batch_in_the_middle_of_which_the_disk_fails_is_lost_only_as_far_as_th
         assert reports(lambda: writer.log("train", rows), writer.flush)
     assert open_run(tmp_path).missing_rows == 400
     np.testing.assert_array_equal(open_run(tmp_path).train.loss[0, :50], rows["loss"][400:])
+
+
+def test_all_rows_of_a_segment_are_lost_with_one_of_its_blocks(tmp_path):
+    writer = new_run(tmp_path, 200)
+    writer.log("train", rows_of(range(200), 0))
+    with files_of_at_most(2000):
+        assert reports(lambda: writer.log("train", rows_of(range(200), 1)), writer.flush)
+    rows = rows_of(range(50), 2)
+    writer.log("train", rows)
+    writer.flush()
+    run = open_run(tmp_path)
+    assert run.missing_rows == 400
+    np.testing.assert_array_equal(run.train.loss[0, :50], rows["loss"])
+    assert np.isnan(run.train.loss[0, 50:]).all()
 
 
 def test_the_rows_that_make_a_failed_flush_necessary_are_not_lost_with_it(tmp_path):
