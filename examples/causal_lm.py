@@ -58,10 +58,10 @@ def encoded(speeches: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Data
     return Dataset.from_list(rows)
 
 
-def train(data: Path, out: Path, n_epochs: int) -> tuple[Dataset, PreTrainedTokenizerBase]:
+def train(data: Path, out: Path, n_speeches: int, n_epochs: int) -> tuple[Dataset, PreTrainedTokenizerBase]:
     """Train with the recorder."""
     set_seed(0)
-    speeches = [speech for speech in data.read_text(encoding="utf-8").split("\n\n") if speech.strip()]
+    speeches = [speech for speech in data.read_text(encoding="utf-8").split("\n\n") if speech.strip()][:n_speeches]
     tokenizer = trained_tokenizer(speeches)
     dataset = encoded(speeches, tokenizer)
     config = GPT2Config(
@@ -120,10 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     here = DEFAULT_DATA if DEFAULT_DATA.exists() else None
     parser.add_argument("--data", type=Path, default=here, required=here is None, help="a text file")
     parser.add_argument("--out", type=Path, default=Path("runs/plays.zarr"), help="where to record")
+    parser.add_argument("--speeches", type=int, default=2500, help="how many to train on, from the first on")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--show", type=int, default=8, help="how many speeches, and pieces of words")
     asked = parser.parse_args(arguments)
-    dataset, tokenizer = train(asked.data, asked.out, asked.epochs)
+    dataset, tokenizer = train(asked.data, asked.out, asked.speeches, asked.epochs)
     run = open_run(asked.out)
     table = token_table(run.train)
     print("perplexity in each epoch:", *(f"{value:.1f}" for value in perplexities(run)))

@@ -87,8 +87,8 @@ def plot_classes(
     values: NDArray[np.floating],
     labels: NDArray[np.integer],
     *,
-    class_names: Sequence[str] | None = None,
     quantity: str = "confidence",
+    class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
     """Median and quartiles of a quantity by class, the lowest median at the top, and how many examples each has.
@@ -101,10 +101,10 @@ def plot_classes(
         Shape (n_examples,); NaN where not known.
     labels
         Shape (n_examples,); negative where there is none.
-    class_names
-        By label; by default their numbers.
     quantity
         What the values are.
+    class_names
+        By label; by default their numbers.
     title
         Heading of the figure.
 

@@ -10,6 +10,8 @@ from t3vis import open_run
 from t3vis.analysis.data_map import data_map
 from t3vis.analysis.drift import cka
 from t3vis.analysis.generalised import multi_label_map, regression_map
+from t3vis.analysis.generalised_quality import multi_label_suspects, regression_suspects
+from t3vis.analysis.label_quality import suspected_errors
 from t3vis.analyze import (
     analyzed_data_map,
     analyzed_difficulty,
@@ -20,7 +22,7 @@ from t3vis.analyze import (
 )
 from t3vis.analyze_projection import analyzed_projection
 from t3vis.errors import AnalysisError
-from t3vis.findings import class_rows, findings
+from t3vis.findings import class_rows, findings, suspect_rows
 from t3vis.store.commits import thin
 from t3vis.store.examples import Columns, ExamplesWriter
 from t3vis.store.reader import Run
@@ -51,7 +53,8 @@ def recorded(
     rng = np.random.default_rng(0)
     if labels is None:
         labels = rng.integers(0, n_outputs, n_examples)
-    targets = labels if task == "single_label" else rng.integers(0, 2, (n_examples, n_outputs)).astype(np.float32)
+    has_class = task in ("single_label", "multiple_choice")
+    targets = labels if has_class else rng.integers(0, 2, (n_examples, n_outputs)).astype(np.float32)
     writer = create_run(path, {"model": {"class": "Tiny"}})
     name = "train" if kind == "train" else "eval"
     writer.add_split(name, {"kind": kind, "mode": kind, "n_examples": n_examples, "fingerprint": "f"})
@@ -76,7 +79,7 @@ def recorded(
             rows["hidden_states"] = (drawn + noise + pull[:, :HIDDEN]).astype(np.float16)
         if not logits:
             del rows["logits"]
-        rows["labels" if task == "single_label" else "targets"] = targets
+        rows["labels" if has_class else "targets"] = targets
         order = rows["example"]
         for array in rows:
             if array not in ("example", "step"):
@@ -162,6 +165,17 @@ def test_only_what_is_stale_is_computed_again(tmp_path):
     writer.close()
     findings(run, run.train)
     assert all(stamps(run)[name] != after[name] for name in RESULTS)
+
+
+def test_what_other_code_has_computed_is_computed_again(tmp_path, monkeypatch):
+    run = recorded(tmp_path / "run.zarr")
+    analyzed_suspects(run, run.train)
+    result = read_result(run.path, "train", "label_quality")
+    monkeypatch.setattr("t3vis.analyze.code_version", lambda: "another")
+    again = analyzed_suspects(run, run.train)
+    assert read_result(run.path, "train", "label_quality").attributes["t3vis"] == "another"
+    assert result.attributes["t3vis"] != "another"
+    np.testing.assert_array_equal(again.score, result.columns["score"])
 
 
 def test_what_is_in_progress_is_no_end_of_a_change(tmp_path):
@@ -256,15 +270,16 @@ def test_duplicates_lie_at_distance_zero_and_break_nothing(tmp_path):
 @pytest.mark.parametrize("n_examples", [1, 3])
 def test_a_handful_of_examples(tmp_path, n_examples):
     run = recorded(tmp_path / "run.zarr", n_examples=n_examples)
-    assert not [line for line in findings(run, run.train) if "not computed" in line]
+    (line,) = [line for line in findings(run, run.train) if "not computed" in line]
+    assert line.startswith(f"  map: not computed; {n_examples} examples of ")
     assert len(analyzed_suspects(run, run.train).ranking()) == n_examples
 
 
 def test_without_hidden_states_the_rest_is_there(tmp_path):
     run = recorded(tmp_path / "run.zarr", hidden=False)
     lines = [line for line in findings(run, run.train) if "not computed" in line]
-    assert [line.split(":")[0].strip() for line in lines] == ["layers", "outliers", "drift"]
-    assert all("holds no hidden states, which this analysis needs" in line for line in lines)
+    assert [line.split(":")[0].strip() for line in lines] == ["layers", "outliers", "drift", "map"]
+    assert all("holds no hidden states, " in line for line in lines)
     assert np.isnan(analyzed_suspects(run, run.train).neighbour_agreement).all()
 
 
@@ -288,22 +303,56 @@ def test_a_single_pass_has_no_drift(tmp_path):
     assert line.endswith("holds hidden states of a single pass; change needs two.")
 
 
-@pytest.mark.parametrize(("task", "map_of"), [("multi_label", multi_label_map), ("regression", regression_map)])
-def test_other_tasks_have_a_map_of_their_own(tmp_path, task, map_of):
+@pytest.mark.parametrize(
+    ("task", "map_of", "suspects_of"),
+    [
+        ("multi_label", multi_label_map, multi_label_suspects),
+        ("regression", regression_map, regression_suspects),
+    ],
+)
+def test_several_labels_and_numbers_have_answers_of_their_own(tmp_path, task, map_of, suspects_of):
     run = recorded(tmp_path / "run.zarr", task=task)
-    expected = map_of(run.train.logits[:], run.train.labels)
+    logits, targets = run.train.logits[:], run.train.labels
+    expected = map_of(logits, targets)
     np.testing.assert_array_equal(analyzed_data_map(run, run.train).confidence, expected.confidence)
-    with pytest.raises(AnalysisError, match=f"is a {task.replace('_', ' ')} task; expected single-label"):
-        analyzed_suspects(run, run.train)
-    assert sum("not computed" in line for line in findings(run, run.train)) == 4
+    suspects = analyzed_suspects(run, run.train)
+    alone = suspects_of(logits, targets)
+    if task == "regression":
+        np.testing.assert_array_equal(suspects.self_confidence, alone.self_confidence)
+    assert np.isfinite(suspects.neighbour_agreement).all()
+    assert np.isnan(alone.neighbour_agreement).all()
+    assert not np.array_equal(suspects.score, alone.score)
+    far = analyzed_outliers(run, run.train)
+    assert np.isfinite(far.score).all()
+    assert np.isfinite(far.mahalanobis).all()
+    assert np.isnan(far.mahalanobis_own).all()
+    lines = findings(run, run.train)
+    assert [line.split(":")[0].strip() for line in lines if "not computed" in line] == ["difficulty", "layers"]
+    what = "more suspicious than credible" if task == "regression" else "less credible than another"
+    assert any(line.startswith(f"  labels {what}: {(suspects.score > 1 / 2).sum()} (") for line in lines)
+    (first,) = suspect_rows(run, run.train, 1)
+    assert first["suggested"] == ("" if task == "regression" else str(suspects.suggested_label[suspects.ranking()[0]]))
     with pytest.raises(AnalysisError, match="has no classes"):
         class_rows(run, run.train)
 
 
-def test_a_task_without_a_map_is_refused_by_name(tmp_path):
-    run = recorded(tmp_path / "run.zarr", task="question_answering")
-    with pytest.raises(AnalysisError, match="is a question answering task; data maps are drawn of single_label"):
-        findings(run, run.train)
+def test_choices_are_judged_by_the_model_alone(tmp_path):
+    run = recorded(tmp_path / "run.zarr", task="multiple_choice")
+    expected = suspected_errors(run.train.logits[:], run.train.labels)
+    np.testing.assert_array_equal(analyzed_suspects(run, run.train).score, expected.score)
+    np.testing.assert_allclose(analyzed_data_map(run, run.train).confidence, expected.self_confidence, atol=1e-6)
+    assert np.isnan(analyzed_outliers(run, run.train).mahalanobis_own).all()
+
+
+@pytest.mark.parametrize("task", ["question_answering", "token_classification", "causal_lm"])
+def test_a_task_that_an_analysis_is_not_of_is_refused_by_name(tmp_path, task):
+    run = recorded(tmp_path / "run.zarr", task=task)
+    name = task.replace("_", " ")
+    with pytest.raises(AnalysisError, match=f"is a {name} task; there is a data map of single_label"):
+        analyzed_data_map(run, run.train)
+    with pytest.raises(AnalysisError, match=f"is a {name} task; there is a label quality of single_label"):
+        analyzed_suspects(run, run.train)
+    assert np.isfinite(analyzed_outliers(run, run.train).score).all()
 
 
 def test_wrong_labels_are_found_by_the_neighbours_too(tmp_path):

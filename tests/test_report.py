@@ -116,12 +116,11 @@ def test_page_says_what_the_store_says(run, html):
     words = Page(html).words
     mapped, suspects = analyzed_data_map(run, run.train), analyzed_suspects(run, run.train)
     first = suspects.ranking()[0]
-    assert first == 39
     for part in (
         f"mean confidence {mapped.confidence.mean():.3f}",
         f"never learned {mapped.never_learned.sum()}",
-        f"1 39 {suspects.score[39]:.3f} ",
-        f"aum\u00a0{suspects.aum[39]:.3f}".replace("\u00a0", " "),
+        f"1 {first} {suspects.score[first]:.3f} ",
+        f"aum\u00a0{suspects.aum[first]:.3f}".replace("\u00a0", " "),
         "train, recorded in train mode",
         "hidden_states train 3 epoch x 3 layer x 40 example x 6 hidden float16",
         "class Tiny",

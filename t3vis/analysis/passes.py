@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from t3vis.analysis.trajectories import (
     CHUNK_SIZE,
     LogitsLike,
+    by_example,
     check_logits_and_labels,
-    example_chunks,
     trajectories,
 )
 
@@ -61,12 +61,18 @@ def pass_figures(logits: LogitsLike, labels: NDArray[np.integer], *, chunk_size:
     (array([0.5]), array([0.5]), array([2]))
     """
     check_logits_and_labels(logits, labels)
-    n_epochs = logits.shape[0]
-    n_right, n_known, probs = (np.zeros(n_epochs) for _ in range(3))
-    for rows, of_chunk in example_chunks(logits, labels, chunk_size=chunk_size):
-        found = trajectories(rows, of_chunk)
-        n_known += np.count_nonzero(~np.isnan(found.gold_probs), axis=1)
-        n_right += np.count_nonzero(found.correct, axis=1)
-        probs += np.nansum(found.gold_probs, axis=1)
-    known = np.where(n_known > 0, n_known, np.nan)
-    return PassFigures(n_right / known, probs / known, n_known.astype(np.int64))
+
+    def sums(of_block: NDArray[Any], gold: NDArray[Any], _: slice) -> dict[str, NDArray[Any]]:
+        found = trajectories(of_block, gold)
+        each = {
+            "known": np.count_nonzero(~np.isnan(found.gold_probs), axis=1),
+            "right": np.count_nonzero(found.correct, axis=1),
+            "probs": np.nansum(found.gold_probs, axis=1),
+        }
+        return {name: values[:, np.newaxis] for name, values in each.items()}  # a column for each block
+
+    total = {
+        name: values.sum(axis=1) for name, values in by_example(sums, logits, labels, chunk_size=chunk_size).items()
+    }
+    known = np.where(total["known"] > 0, total["known"], np.nan)
+    return PassFigures(total["right"] / known, total["probs"] / known, total["known"].astype(np.int64))

@@ -95,6 +95,14 @@ def result_names(run: schema.Node, split: str) -> list[str]:
     return sorted(node.parent.name for node in (run / "analysis" / split).glob("*/zarr.json"))
 
 
+def current_result(run: schema.Node, split: str, name: str, made_of: Mapping[str, Any]) -> Result | None:
+    """The result of that name, ``None`` unless its attributes say that it was made of just this."""
+    found = read_result(run, split, name)
+    if found is None or any(found.attributes.get(key) != value for key, value in made_of.items()):
+        return None
+    return found
+
+
 def remove_result(run: Path, split: str, name: str) -> None:
     """Remove the result of that name, if there is one; its metadata goes first."""
     group = run / "analysis" / split / name

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from t3vis.callbacks.heads import Projection
 from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,7 +24,6 @@ from t3vis.callbacks import capture, host_copies, session
 from t3vis.callbacks.batches import Batch, batch_of
 from t3vis.callbacks.capture import Captured, captured
 from t3vis.callbacks.gates import GateGradients
-from t3vis.callbacks.heads import Projection
 from t3vis.callbacks.host_copies import HostCopies
 from t3vis.callbacks.scales import own_loss
 from tests.callbacks.tiny import as_dataset, check_training, pad, tiny_model, tiny_rows, tiny_trainer

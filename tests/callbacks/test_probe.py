@@ -283,15 +283,16 @@ def test_nothing_is_compiled_for_a_probe(how: str, tmp_path: Path) -> None:
     for recorder in (RecorderCallback(tmp_path / "plain.zarr"), RecorderCallback(tmp_path / "run.zarr", probe="train")):
         torch._dynamo.reset()
         counters.clear()
-        model, compiled = tiny_model(), {"torch_compile": True, "torch_compile_backend": "eager"}
+        model, compiled = tiny_model(num_hidden_layers=1), {"torch_compile": True, "torch_compile_backend": "eager"}
         if how == "by the user":
             model.compile(backend="eager")
             compiled = {}
         tiny_trainer(tmp_path / "out", recorder, model=model, train=as_dataset(tiny_rows(8)), **compiled).train()
-        counts.append({name: dict(counters[name]) for name in ("graph_break", "stats", "frames")})
+        counts.append({name: dict(counters[name]) for name in ("graph_break", "stats")})
     assert counts[0] == counts[1]
     assert counts[0]["stats"]["unique_graphs"]
-    check_pass(open_run(tmp_path / "run.zarr").evals["probe"], 2, tiny_model(), tiny_rows(8))
+    model = tiny_model(num_hidden_layers=1)
+    check_pass(open_run(tmp_path / "run.zarr").evals["probe"], 2, model, tiny_rows(8), layers=(0, 1))
 
 
 # What goes wrong
@@ -344,6 +345,8 @@ def test_one_that_is_found_out_later_is_reported(tmp_path: Path, caplog: pytest.
     run = recorded(tmp_path, recorder=settings)
     assert "t3vis could not record" in caplog.text
     assert [p.n_seen for p in run.epochs] == [41, 41]
+    assert run.missing_rows == 2 * 4  # of two probes
+    assert "KeyError: 'input_ids'" in run.summary()
     again = RecorderCallback(tmp_path / "again.zarr", on_error="raise", **settings)
     with pytest.raises(RecordingError, match=r"failed: .input_ids."):
         tiny_trainer(tmp_path / "out", again).train()

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from t3vis import RecorderCallback, open_run
 from tests.callbacks.attention_models import check_heads
 from tests.callbacks.tiny import check_pass, tiny_model, tiny_rows, tiny_trainer
 
 
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``two_processes.py`` has recorded, run as a user would, with torchrun."""
-    directory = tmp_path_factory.mktemp("ddp")
+def launch(directory: Path) -> None:
+    """Run ``two_processes.py`` as a user would, with torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = Path(__file__).with_name("two_processes.py")
     root = str(Path(__file__).parents[2])
@@ -27,6 +26,19 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*command, str(script), str(directory)], capture_output=True, text=True, env=environment, timeout=480
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the two processes have recorded; where tests run in parallel they are launched once for all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    directory, is_done = folder / "ddp", folder / "ddp is done"
+    with FileLock(folder / "ddp.lock"):
+        if not is_done.exists():
+            directory.mkdir(exist_ok=True)
+            launch(directory)
+            is_done.touch()
     return directory
 
 
