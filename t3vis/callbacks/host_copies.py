@@ -34,7 +34,7 @@ class HostCopies:
 def _copy(tensor: Tensor) -> Tensor:
     """A copy in memory of its own, rows one after another; of a tensor on a GPU it is under way."""
     # Pinned memory comes from torch's cache, which reuses it only after the stream has passed what was copied to it.
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
     return copy.copy_(tensor, non_blocking=tensor.is_cuda)
 
 

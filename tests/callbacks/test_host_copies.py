@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from t3vis.callbacks.heads import Projection
 from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +25,7 @@ from t3vis.callbacks.capture import Captured, captured
 from t3vis.callbacks.gates import GateGradients
 from t3vis.callbacks.host_copies import HostCopies
 from t3vis.callbacks.scales import own_loss
+from t3vis.gates import Projection
 from tests.callbacks.tiny import as_dataset, check_training, pad, tiny_model, tiny_rows, tiny_trainer
 
 N, T, HIDDEN, N_CLASSES = 4, 5, 8, 3
@@ -44,6 +44,13 @@ def test_copies_are_what_the_tensors_were() -> None:
     assert all(array.flags.c_contiguous for array in arrays.values())
     assert arrays["ids"].tolist() == [3, 1]
     assert arrays["ids"].dtype == np.int64
+
+
+def test_copies_are_on_the_host_whatever_device_is_the_default() -> None:
+    ids = torch.tensor([3, 1])
+    with torch.device("meta"):
+        copies = HostCopies({"ids": ids})
+    assert copies.arrays()["ids"].tolist() == [3, 1]
 
 
 # As on a GPU
@@ -127,7 +134,8 @@ def test_nobody_waits_for_head_gradients() -> None:
     logits, inputs = zeros(*VALUES).requires_grad_() * 1, zeros(N, T, HIDDEN).requires_grad_()
     own = own_loss("single_label", batch, {"logits": logits})
     assert own is not None
-    gradients = GateGradients((Projection("o", torch.nn.Linear(HIDDEN, HIDDEN), "self", 2),), N, N)
+    linear = torch.nn.Linear(HIDDEN, HIDDEN)
+    gradients = GateGradients((Projection("o", linear, "self", 2, linear),), N, N)
     gradients.own = own
     gradients.watch(0, inputs)
     gradients.watch_logits(logits)
