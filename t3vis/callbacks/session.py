@@ -17,27 +17,19 @@ from transformers import Trainer
 from t3vis.callbacks import provenance
 from t3vis.callbacks.batches import Batch
 from t3vis.callbacks.capture import captured
+from t3vis.callbacks.descriptions import described, known_of_dataset, not_recorded
 from t3vis.callbacks.disk import check_room
 from t3vis.callbacks.example_ids import check_ids
 from t3vis.callbacks.examples import is_readable, text_columns, write_examples, write_vocabulary
 from t3vis.callbacks.forward_pass import BeforeBackward, ForwardPass, row_shapes
 from t3vis.callbacks.gates import GateGradients
-from t3vis.callbacks.hooks import accepts
 from t3vis.callbacks.host_copies import HostCopies
 from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.scales import OwnLoss, own_loss
 from t3vis.callbacks.settings import Settings
-from t3vis.callbacks.splits import (
-    free_name,
-    label_smoothing,
-    size_of,
-    split_attributes,
-    split_name,
-    trained_objective,
-)
-from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS, TOKEN_TASKS, Task, task_of_model
+from t3vis.callbacks.splits import free_name, label_smoothing, size_of, split_attributes, split_name
+from t3vis.callbacks.tasks import TOKEN_TASKS, Task, task_of_model
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
-from t3vis.gates import layer_attributes
 from t3vis.store import schema
 from t3vis.store.writer import create_run, join_run
 
@@ -428,45 +420,22 @@ class Session:
         self, forward: ForwardPass, rows: Mapping[str, Any], gradients: GateGradients | None, own: OwnLoss | None
     ) -> None:
         """Say in the store what the first micro-batch of a split has shown, and aloud what is not recorded."""
-        split, taken = forward.split, forward.taken
-        examples = self.path / split / "examples"
-        static = [name for name in ("labels", "targets", "length") if schema.node_exists(examples / name)]
-        if "labels" in static or "targets" in static:
-            static += ["labels", "targets"]  # one of them is known, the other does not apply
-        self._static[split] = tuple(static)
-        left_out = list(taken.left_out)
-        if self._settings.hidden_states is not None and taken.layers is None:
-            takes = accepts(self.trainer.model, "output_hidden_states")
-            left_out.append(f"hidden states{'' if takes else ' (its forward takes no output_hidden_states)'}")
-        if gradients is not None and own is None:
-            left_out.append("head gradients (the outputs do not tell how the loss of each example was scaled)")
-        if left_out and self._is_first_rank:
+        split, taken, settings = forward.split, forward.taken, self._settings
+        self._static[split] = static = known_of_dataset(self.path / split / "examples")
+        if not self._is_first_rank:
+            return
+        missed = not_recorded(self.trainer.model, taken, settings, gradients, own)
+        if missed:
             recorded = ", ".join(name for name in rows if name in schema.PASS_ARRAYS and name not in static)
             logger.warning(
                 "%s: not recorded of %s: %s. What is recorded of each example: %s.",
                 type(self.trainer.model).__name__,
                 split,
-                "; ".join(left_out),
+                "; ".join(missed),
                 recorded,
             )
-        if not self._is_first_rank:
-            return
-        arrays: dict[str, Any] = {}
-        if "loss" in rows:
-            arrays["loss"] = {"loss": LOSS_NAME[taken.task], **trained_objective(self.trainer)}
-        if taken.layers is not None:
-            arrays["hidden_states"] = {"layers": taken.layers, "pooling": self._settings.pooling_name}
-        if taken.decoder_layers is not None:
-            arrays["decoder_hidden_states"] = {"layers": taken.decoder_layers, "pooling": self._settings.pooling_name}
-        if gradients is not None and own is not None:
-            smoothing = label_smoothing(self.trainer)
-            loss = LOSS_NAME[taken.task] + (f", with label smoothing {smoothing:g}" if smoothing else "")
-            arrays["head_gradients"] = {**layer_attributes(gradients.projections), "loss": loss}
-        said: dict[str, Any] = {"task": taken.task, "arrays": arrays}
-        if taken.task == "preference":
-            arrays["logits"] = {"logits": PAIR_LOGITS}
-            said["class_names"] = ["chosen", "rejected"]
-        self._writer.describe(split, said)
+        projections = gradients.projections if gradients is not None and own is not None else None
+        self._writer.describe(split, described(self.trainer, taken, rows, settings, projections))
 
     # Failures
 
