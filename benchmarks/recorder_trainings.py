@@ -44,7 +44,7 @@ CONFIGS: dict[str, dict[str, int]] = {
 }
 RECORDED = ("recorder", "heads")
 WAYS = ("none", *RECORDED, "second forward", "zarr")
-WARM_UP = {"n_examples": 128, "epochs": 1}
+WARM_UP = {"n_examples": 64, "epochs": 1}
 
 
 def main() -> None:
