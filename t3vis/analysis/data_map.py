@@ -270,7 +270,7 @@ def variability(gold_probs: NDArray[np.floating]) -> NDArray[np.float64]:
     >>> variability(np.array([[0.25, 0.5], [0.75, np.nan]]))
     array([0.25, 0.  ])
     """
-    return np.sqrt(mean_over_epochs(np.square(gold_probs - mean_over_epochs(gold_probs))))
+    return _spread(gold_probs, mean_over_epochs(gold_probs))
 
 
 def correctness(correct: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -362,7 +362,7 @@ def map_of(chunk: Trajectories) -> DataMap:
     mean = confidence(chunk.gold_probs)
     return DataMap(
         confidence=mean,
-        variability=variability(chunk.gold_probs),
+        variability=_spread(chunk.gold_probs, mean),
         correctness=correctness(chunk.correct, known),
         threshold_closeness=threshold_closeness(mean),
         forgetting_events=forgetting_events(chunk.correct, known),
@@ -370,6 +370,11 @@ def map_of(chunk: Trajectories) -> DataMap:
         n_seen=chunk.seen.sum(axis=0),
         n_epochs=len(chunk.seen),
     )
+
+
+def _spread(gold_probs: NDArray[np.floating], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Root mean square distance from the mean over the epochs."""
+    return np.sqrt(mean_over_epochs(np.square(gold_probs - mean)))
 
 
 def _lowest(values: NDArray[np.float64], n_selected: int) -> NDArray[np.bool_]:

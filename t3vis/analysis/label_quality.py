@@ -20,6 +20,9 @@ from t3vis.analysis.trajectories import (
 )
 from t3vis.errors import AnalysisError
 
+MAX_FOR_MEDIAN = 100_000
+"""Of more examples than this, some are enough for a median of distances."""
+
 
 @dataclass(frozen=True, eq=False)
 class Suspects:
@@ -234,7 +237,8 @@ def neighbour_agreement(
     Returns
     -------
     Shape (n_examples,), in [0, 1]; NaN for an example without a label or without labelled neighbours. A neighbour at
-    distance d has the weight ``exp(-8 * d / m)``, with m the median of all distances to neighbours.
+    distance d has the weight ``exp(-8 * d / m)``, with m the median of all distances to neighbours; of more than
+    100,000 examples, that of every second, third, ... example.
 
     Raises
     ------
@@ -283,7 +287,8 @@ class Votes:
                 "pass those of the same examples in the same order."
             )
         self._neighbours = neighbours
-        known = neighbours.distances[~np.isnan(neighbours.distances)]
+        some = neighbours.distances[:: -(-n_examples // MAX_FOR_MEDIAN) or 1]
+        known = some[~np.isnan(some)]
         self._scale = float(np.median(known)) if known.size and np.median(known) > 0 else 1.0
 
     def weights(self, rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -7,11 +7,12 @@ from cleanlab.rank import (
     get_confidence_weighted_entropy_for_each_label,
     get_normalized_margin_for_each_label,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
 
+from t3vis.analysis import label_quality
 from t3vis.analysis.data_map import data_map
 from t3vis.analysis.label_quality import (
     Suspects,
@@ -185,6 +186,18 @@ def test_confident_learning_by_hand():
     assert found.n_errors == 1
 
 
+@settings(max_examples=15)
+@given(st.integers(0, 999))
+def test_noise_and_joint_are_distributions(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.r_[np.arange(3), rng.integers(0, 3, 30)]
+    found = confident_learning((rng.dirichlet(np.ones(3), 33) + 2 * np.eye(3)[labels]) / 3, labels)
+    assert found.joint.sum() == pytest.approx(1)
+    np.testing.assert_allclose(found.noise_matrix.sum(axis=0), 1)
+    np.testing.assert_allclose(found.joint.sum(axis=1), np.bincount(labels) / 33)
+    assert 0 <= found.n_errors < 33
+
+
 def test_confident_learning_leaves_out_what_is_not_known():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 200)
@@ -321,3 +334,11 @@ def test_errors_say_what_disagrees(analysis):
         analysis(logits[..., :1], labels)
     with pytest.raises(AnalysisError, match="chunk_size is 0"):
         analysis(logits, labels, chunk_size=0)
+
+
+def test_of_many_examples_some_give_the_median_distance(monkeypatch):
+    monkeypatch.setattr(label_quality, "MAX_FOR_MEDIAN", 2)
+    ids, distances = np.array([[1, 2], [0, 2], [0, 1], [0, 1]]), np.array([[1.0, 2], [9, 9], [1, 2], [9, 9]])
+    # Of every second example the median is 3/2, of all it is 11/2.
+    found = neighbour_agreement(Neighbours(ids, distances), np.array([0, 0, 1, 1]))
+    assert found[0] == pytest.approx(1 / (1 + math.exp(-8 / 1.5)))
