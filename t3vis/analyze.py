@@ -371,13 +371,13 @@ def n_references(n_examples: int) -> int:
 def _neighbours(states: StatesLike, what: str, *, k: int = 15) -> Neighbours:
     """The nearest neighbours of all examples, among a sample of them where they are many."""
     n_examples = states.shape[0]
+    references = sample_of(n_examples, n_references(n_examples))
     with tqdm(desc=f"neighbours for the {what}", total=n_examples, unit=" examples", delay=1, leave=False) as bar:
-        return nearest_neighbours(
-            states,
-            k=k,
-            references=sample_of(n_examples, n_references(n_examples)),
-            progress=lambda done, _: bar.update(done - bar.n),
-        )
+
+        def show(done: int, _total: int) -> None:
+            bar.update(done - bar.n)
+
+        return nearest_neighbours(states, k=k, references=references, progress=show)
 
 
 def _recorded(split: Split, name: str) -> Any:

@@ -139,10 +139,15 @@ def data_map(
     """
     check_logits_and_labels(logits, labels)
 
-    def mapped(some: NDArray[Any], of_some: NDArray[np.integer], _: slice) -> Columns:
-        return map_of(trajectories(some, of_some)).as_columns()
+    def course(some: NDArray[Any], of_some: NDArray[np.integer], _: slice) -> Columns:
+        return vars(trajectories(some, of_some))
 
-    return map_by_example(mapped, logits, labels, burn_in=burn_in, burn_out=burn_out, chunk_size=chunk_size)
+    def mapped(courses: Columns, _labels: NDArray[np.integer], _: slice) -> Columns:
+        return map_of(Trajectories(**courses)).as_columns()
+
+    return map_by_example(
+        course, logits, labels, then=mapped, burn_in=burn_in, burn_out=burn_out, chunk_size=chunk_size
+    )
 
 
 def regions(data_map: DataMap, *, fraction: float = 1 / 3) -> Regions:
@@ -349,10 +354,11 @@ def map_by_example(
     burn_in: int,
     burn_out: int | None,
     chunk_size: int,
+    then: Callable[[Columns, NDArray[Any], slice], Columns] | None = None,
 ) -> DataMap:
-    """Map all examples by a function that maps some, as `by_example` calls it; options as in `data_map`."""
+    """Map all examples by what maps some, as `by_example` calls it; options as in `data_map`."""
     epochs = epoch_window(logits.shape[0], burn_in=burn_in, burn_out=burn_out)
-    columns = by_example(function, logits, labels, epochs=epochs, chunk_size=chunk_size)
+    columns = by_example(function, logits, labels, epochs=epochs, chunk_size=chunk_size, then=then)
     return DataMap(n_epochs=epochs.stop - epochs.start, **columns)
 
 

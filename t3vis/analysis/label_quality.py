@@ -130,11 +130,15 @@ def suspected_errors(
     check_logits_and_labels(logits, labels, min_classes=2)
     votes = None if neighbours is None else Votes(neighbours, len(labels))
 
-    def judged(some: NDArray[Any], of_some: NDArray[np.integer], examples: slice) -> Columns:
-        shares = None if votes is None else votes.shares(examples, labels, logits.shape[2])
-        return suspects_of_some(some, of_some, shares).as_columns()
+    def means(some: NDArray[Any], of_some: NDArray[np.integer], _: slice) -> Columns:
+        probs, aum = _means(some, of_some)
+        return {"probs": probs, "aum": aum}
 
-    return Suspects(**by_example(judged, logits, labels, chunk_size=chunk_size))
+    def judged(means: Columns, of_some: NDArray[np.integer], examples: slice) -> Columns:
+        shares = None if votes is None else votes.shares(examples, labels, logits.shape[2])
+        return _judged(np.ascontiguousarray(means["probs"].T), means["aum"], of_some, shares).as_columns()
+
+    return Suspects(**by_example(means, logits, labels, then=judged, chunk_size=chunk_size))
 
 
 def credibility(of_model: NDArray[np.floating], of_neighbours: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -385,7 +389,7 @@ def confident_learning(probs: NDArray[np.floating], labels: NDArray[np.integer])
 
 
 def _means(logits: NDArray[Any], labels: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean probability of every class, shape (n_examples, n_classes), and area under the margin, from one copy.
+    """Mean probability of every class, shape (n_classes, n_examples), and area under the margin, from one copy.
 
     Over the epochs in which an example was seen; NaN for one that never was.
     """
@@ -396,12 +400,22 @@ def _means(logits: NDArray[Any], labels: NDArray[np.integer]) -> tuple[NDArray[n
     n_seen = seen.sum(axis=0)
     probs = values.sum(axis=1, dtype=np.float64)
     probs /= np.where(n_seen > 0, n_seen, np.nan)
-    return np.ascontiguousarray(probs.T), aum
+    return probs, aum
 
 
 def suspects_of_some(logits: NDArray[Any], labels: NDArray[np.integer], shares: NDArray[np.float64] | None) -> Suspects:
     """Do what `suspected_errors` does, for logits in memory and the shares of the classes among the neighbours."""
     probs, aum = _means(logits, labels)
+    return _judged(np.ascontiguousarray(probs.T), aum, labels, shares)
+
+
+def _judged(
+    probs: NDArray[np.float64],
+    aum: NDArray[np.float64],
+    labels: NDArray[np.integer],
+    shares: NDArray[np.float64] | None,
+) -> Suspects:
+    """Suspects by the mean probabilities of shape (n_examples, n_classes), the areas, and the shares of the classes."""
     seen = ~np.isnan(probs[:, 0])
     labelled, column = _column(labels)
 

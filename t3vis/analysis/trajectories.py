@@ -167,11 +167,13 @@ def by_example(
     *,
     chunk_size: int,
     epochs: slice = slice(None),
+    then: Callable[[Columns, NDArray[Any], slice], Columns] | None = None,
 ) -> Columns:
     """Columns of all examples from a function of the logits and labels of some, and of which these are.
 
     The logits are read `chunk_size` examples at a time, by the calling thread alone, while other threads compute. The
-    function is given as many as fit the cache, or none if there is no example.
+    function is given as many as fit the cache, or none if there is no example. `then` makes the columns from what it
+    has found of a chunk: threads wait for each other between operations, so that on small arrays many cost most.
     """
     check_chunk_size(chunk_size)
     n_epochs, n_examples, n_classes = logits.shape
@@ -187,7 +189,8 @@ def by_example(
         for start in range(0, max(values.shape[1], 1), block):
             of_all = slice(examples.start + start, min(examples.start + start + block, examples.stop))
             found.append(function(values[:, start : start + block], labels[of_all], of_all))
-        return joined_columns(found)
+        columns = joined_columns(found)
+        return columns if then is None else then(columns, labels[examples], examples)
 
     return joined_columns(list(_in_order(columns_of_chunk, chunks())))
 
