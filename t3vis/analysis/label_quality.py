@@ -142,16 +142,32 @@ def suspected_errors(
 
 
 def credibility(of_model: NDArray[np.floating], of_neighbours: NDArray[np.floating]) -> NDArray[np.float64]:
-    """What the model and the neighbours say together: a mean in which the neighbours count twice.
+    """How credible each class is by the model and the neighbours: their product, in which the neighbours count twice.
 
-    Both of one shape, in [0, 1]. Where the neighbours' is NaN that of the model stands alone.
+    Parameters
+    ----------
+    of_model, of_neighbours
+        Shape (n_examples, n_classes); each row sums to one, or is NaN.
+
+    Returns
+    -------
+    Shape (n_examples, n_classes): proportional to ``(p + 1/c) * (s + 1/c)**2`` for the probability p, the share s and c
+    classes; each row sums to one. Where the neighbours' is NaN that of the model stands alone.
+
+    Notes
+    -----
+    A mean would take a model that knows nothing yet for one that believes nothing; its factor is the same for every
+    class. What is added keeps either from ruling a class out.
 
     Examples
     --------
-    >>> credibility(np.array([0.9, 0.9]), np.array([0.3, np.nan]))
-    array([0.5, 0.9])
+    >>> credibility(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([[0.3, 0.7], [np.nan, np.nan]])).round(3)
+    array([[0.509, 0.491],
+           [0.9  , 0.1  ]])
     """
-    together = (of_model.astype(np.float64) + 2 * of_neighbours) / 3
+    equal = 1 / of_model.shape[1]
+    together = (of_model.astype(np.float64) + equal) * np.square(of_neighbours + equal)
+    together /= together.sum(axis=1, keepdims=True)
     return np.where(np.isnan(of_neighbours), of_model, together)
 
 

@@ -18,6 +18,7 @@ from t3vis.analysis.label_quality import (
     Suspects,
     confidence_weighted_entropy,
     confident_learning,
+    credibility,
     neighbour_agreement,
     normalized_margin,
     suspected_errors,
@@ -106,7 +107,11 @@ def test_neighbours_count_twice_as_much_as_the_model():
     # nearer one for its label. Example 2: its only neighbour says 0.
     near_share = 1 / (1 + math.exp(-8))
     assert found.neighbour_agreement == pytest.approx([1 / 2, near_share, 0])
-    credible = [(3 / 4 + 2 / 2) / 3, (1 / 4 + 2 * near_share) / 3, 3 / 4 / 3]
+    # Probability and 1/2, times the square of the share and 1/2, over the sum of both classes.
+    credible = []
+    for prob, share in [(3 / 4, 1 / 2), (1 / 4, near_share), (3 / 4, 0)]:
+        this, other = (prob + 1 / 2) * (share + 1 / 2) ** 2, (3 / 2 - prob) * (3 / 2 - share) ** 2
+        credible.append(this / (this + other))
     assert found.score == pytest.approx([1 - each for each in credible])
     assert found.suggested_label.tolist() == [1, 1, 0]
     assert found.suggested_prob == pytest.approx([1 - each for each in credible])
@@ -334,6 +339,20 @@ def test_errors_say_what_disagrees(analysis):
         analysis(logits[..., :1], labels)
     with pytest.raises(AnalysisError, match="chunk_size is 0"):
         analysis(logits, labels, chunk_size=0)
+
+
+@given(st.integers(0, 999), st.integers(2, 6))
+def test_credibility_is_a_distribution_that_only_knowledge_moves(seed, n_classes):
+    rng = np.random.default_rng(seed)
+    probs, shares = rng.dirichlet(np.ones(n_classes), (2, 5))
+    found = credibility(probs, shares)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    order = rng.permutation(n_classes)
+    np.testing.assert_allclose(credibility(probs[:, order], shares[:, order]), found[:, order])
+    # A model that knows nothing leaves the order of the classes to the neighbours.
+    equal = np.full((5, n_classes), 1 / n_classes)
+    np.testing.assert_array_equal(credibility(equal, shares).argsort(axis=1), shares.argsort(axis=1))
+    np.testing.assert_array_equal(credibility(probs, equal).argsort(axis=1), probs.argsort(axis=1))
 
 
 def test_of_many_examples_some_give_the_median_distance(monkeypatch):
