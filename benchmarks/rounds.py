@@ -105,6 +105,12 @@ def cpu_seconds(who: int = resource.RUSAGE_SELF) -> float:
     return used.ru_utime + used.ru_stime
 
 
+def peak_megabytes() -> float:
+    """The most memory that this process has had; ``ru_maxrss`` would be that of its parent too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / MB
+
+
 def wall_ratio(timings: Timings, name: str, to: str) -> float:
     """Median over the rounds of one task's seconds in those of another."""
     return statistics.median(one.wall / other.wall for one, other in zip(timings[name], timings[to], strict=True))
