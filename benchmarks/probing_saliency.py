@@ -28,7 +28,7 @@ def speed(_: Path, report: Report, *, quick: bool) -> None:
     beside.
     """
     model, _ = untrained_minilm()
-    n_examples, n_tokens, n_rounds = (8, 32, 3) if quick else (32, 48, 9)
+    n_examples, n_tokens, n_rounds = (8, 32, 5) if quick else (16, 48, 15)
     question = _question(model, n_examples, n_tokens)
     with probed(model):
         check(question)
