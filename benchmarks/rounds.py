@@ -152,7 +152,7 @@ class Report:
             raise ValueError(f"{text} has no target")
         ok = value <= bound if at_least is None else value >= bound
         self.figures[text] = {"value": round(value, 4), "target": bound, "ok": ok}
-        self._targets.append(f"  {text:<70}{value:8.2f}   {sign} {bound:<5g} {'holds' if ok else 'DOES NOT HOLD'}")
+        self._targets.append(f"  {text:<70}{value:9.3f}   {sign} {bound:<5g} {'holds' if ok else 'DOES NOT HOLD'}")
 
     def printed(self, text: str, value: float) -> None:
         """Keep a figure without a target."""
@@ -160,7 +160,7 @@ class Report:
 
     def summary(self) -> None:
         """All targets, and whether they hold."""
-        print("\nTargets (medians of the rounds)", *self._targets, sep="\n")
+        print("\nTargets (of what is timed, the median of the rounds)", *self._targets, sep="\n")
 
 
 def machine(folder: Path, packages: Sequence[str]) -> str:
