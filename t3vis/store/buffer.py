@@ -25,6 +25,7 @@ Column = NDArray[Any] | Ragged
 Rows = Mapping[str, Column]
 Block: TypeAlias = "dict[str, NDArray[Any] | _RaggedRoom]"
 
+_PATIENCE = 0.02  # seconds; a block that was just written is in the cache, and worth more than a new one
 _LAYERED = frozenset(name for name, spec in PASS_ARRAYS.items() if spec.leading)
 _SPARE = 4  # room for values, of what as many rows as the first ones would need; memory only once it is used
 
@@ -114,8 +115,8 @@ class Buffer:
         """Fill another block from now on, as soon as there is one; ``writing`` frees this one."""
         self._waiting.append((writing, self.arrays))
         self._free_what_is_written()
-        if not self._free and not self.n_left:
-            wait([self._waiting[0][0]])
+        if not self._free and (len(self._waiting) > 1 or not self.n_left):
+            wait([self._waiting[0][0]], _PATIENCE if self.n_left else None)
             self._free_what_is_written()
         if self._free:
             self.arrays = self._free.pop()

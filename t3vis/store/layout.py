@@ -8,7 +8,7 @@ CHUNK_BYTES = 1 << 20
 SHARD_BYTES = 32 << 20
 SEGMENT_BYTES = 256 << 20
 SEGMENT_SECONDS = 30.0  # readers see no rows before their segment ends
-BLOCK_BYTES = 8 << 20  # of rows copied, then written: they are still in the cache by then
+BLOCK_BYTES = 4 << 20  # of rows copied, then written: they are still in the cache by then
 RING_BYTES = 32 << 20
 MIN_CHUNK_ROWS = 256
 MAX_CHUNK_ROWS = 65_536
@@ -71,7 +71,7 @@ def block_rows(row_bytes: int, n_rows: int | None) -> int:
     Examples
     --------
     >>> block_rows(5_408, 100_000)
-    1551
+    775
     """
     rows = max(min(BLOCK_BYTES, SEGMENT_BYTES) // row_bytes, 1)
     return rows if n_rows is None else max(min(rows, n_rows), 1)
@@ -82,7 +82,7 @@ def ring_blocks(block_bytes: int) -> int:
 
     Examples
     --------
-    >>> ring_blocks(8 << 20), ring_blocks(100 << 20)
-    (4, 2)
+    >>> ring_blocks(4 << 20), ring_blocks(100 << 20)
+    (8, 2)
     """
     return max(RING_BYTES // max(block_bytes, 1), 2)

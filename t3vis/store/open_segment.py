@@ -17,7 +17,7 @@ from t3vis.store.ragged import Ragged
 from t3vis.store.shard import Buffer, PartialFile, Span, as_bytes, index_of, shard_path
 
 _EXAMPLE = schema.EXAMPLE_ID.name
-_WORTH_WRITING = 256 << 10  # bytes
+_WORTH_WRITING = 64 << 10  # bytes
 
 
 class OpenSegment:

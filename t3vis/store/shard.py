@@ -101,7 +101,7 @@ class PartialFile:
     def append(self, buffers: Sequence[Buffer]) -> None:
         """Write behind what is there; ``writev`` until everything is on its way, since a call may write less."""
         views = [memoryview(buffer) for buffer in buffers]
-        with self._noting():
+        try:
             while views:
                 written = os.writev(self._descriptor, views[:_MAX_BUFFERS])
                 self.size += written
@@ -109,6 +109,9 @@ class PartialFile:
                     written -= len(views.pop(0))
                 if written:
                     views[0] = views[0][written:]
+        except OSError as error:
+            error.add_note(f"while writing {self.path}")
+            raise
 
     def complete(self) -> None:
         """Nothing is to follow: let the file appear."""
