@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -458,7 +457,5 @@ def _keep(
     dims: tuple[str, ...] = ("example",),
     **more: Any,
 ) -> None:
-    if not isinstance(run.path, Path):
-        return  # a copy at a URL is read only
     attributes = {**_provenance(split, parameters), **more}
     write_result(run.path, split.name, name, columns, meanings=MEANINGS, attributes=attributes, dims=dims)

@@ -328,16 +328,9 @@ class Maps:
     ) -> Result:
         made = Result(columns, {"mode": provenance["mode"], "provenance": provenance, **what})
         self._results[name] = made
-        if isinstance(self._run.path, Path):  # a copy at a URL is read only
-            write_result(
-                self._run.path,
-                self._split.name,
-                name,
-                columns,
-                meanings=MEANINGS,
-                attributes=made.attributes,
-                dims=dims,
-            )
+        write_result(
+            self._run.path, self._split.name, name, columns, meanings=MEANINGS, attributes=made.attributes, dims=dims
+        )
         return made
 
     @contextmanager
