@@ -136,6 +136,12 @@ def _is_complete(segment: Path) -> bool:
     return _shard_of(segment, schema.EXAMPLE_ID, 1).is_file()
 
 
+def segment_path(split: Path, attributes: Mapping[str, Any]) -> Path:
+    """Directory of a segment, given ``attempt``, ``rank``, ``pass`` and ``sequence`` among its attributes."""
+    folder = split / "segments" / schema.rank_name(attributes["attempt"], attributes["rank"])
+    return folder / f"{schema.pass_name(attributes['pass'])}_s{attributes['sequence']:06d}"
+
+
 def list_segments(split: Path, index: int) -> list[Segment]:
     """Committed segments of one pass, by attempt, rank and sequence."""
     found = []

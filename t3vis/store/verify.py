@@ -31,7 +31,7 @@ from t3vis.store.integrity import (
     shards_of,
 )
 from t3vis.store.sealed import SealedArray, open_sealed
-from t3vis.store.segments import passes_with_remains
+from t3vis.store.segments import passes_with_remains, segment_path
 from t3vis.store.shard import shard_path
 from t3vis.store.verify_examples import analysis_problems, columns_problems, example_problems
 
@@ -259,9 +259,9 @@ class _Split:
         if lacking:
             yield from lacking
             return
-        said = schema.rank_name(attributes["attempt"], attributes["rank"])
-        said += f"/{schema.pass_name(attributes['pass'])}_s{attributes['sequence']:06d}"
-        if not segment.as_posix().endswith(said):
+        named = segment_path(self.path, attributes)
+        said = f"{named.parent.name}/{named.name}"
+        if segment != named:
             yield Problem(segment / "zarr.json", f"it says to be the segment {said}")
         for name in (schema.EXAMPLE_ID.name, *schema.STORED_ARRAYS):
             if schema.node_exists(segment / name):

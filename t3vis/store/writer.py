@@ -8,11 +8,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-import math
 import shutil
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,9 +18,8 @@ import numpy as np
 
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema, segments
-from t3vis.store.buffer import Buffer, Column, Rows, chosen_rows, n_rows_of, row_shape
+from t3vis.store.buffer import Buffer, Rows, chosen_rows, n_rows_of, row_shape
 from t3vis.store.checkpoints import noted
-from t3vis.store.codecs import rounded
 from t3vis.store.commits import (
     commit_of,
     committed_passes,
@@ -36,24 +32,15 @@ from t3vis.store.commits import (
     writer_said,
 )
 from t3vis.store.liveness import WriterMark, has_other_writers
-from t3vis.store.open_segment import OpenSegment, write_segment
 from t3vis.store.options import StorageOptions
-from t3vis.store.ragged import Ragged
 from t3vis.store.seal import remove_sealed_segments
 from t3vis.store.sealer import Sealer
+from t3vis.store.segment_thread import SegmentThread
 from t3vis.store.segments import split_names
 
 logger = logging.getLogger(__name__)
 
 _MAX_ID = int(np.iinfo(np.int64).max)
-
-
-class _SegmentLostError(Exception):
-    """Rows that could not be written; the cause says why."""
-
-    def __init__(self, n_rows: int) -> None:
-        super().__init__(f"{n_rows} rows")
-        self.n_rows = n_rows
 
 
 class RunWriter:
@@ -94,11 +81,9 @@ class RunWriter:
         self._saved_steps: list[int] = []
         self._checkpoints: list[dict[str, Any]] = []
         self._options = StorageOptions.of(path)
-        self._durable_in = path if self._options.durability == "fsync" else None
         self._started = _now()
         self._buffers: dict[str, Buffer] = {}
-        self._thread: ThreadPoolExecutor | None = None
-        self._writing: deque[tuple[str, Future[None]]] = deque()
+        self._thread = SegmentThread(path, attempt=attempt, rank=rank, options=self._options)
         self._complete: list[str] = []
         self._to_seal: list[str] = []
         self._sealer = Sealer(path, schema.rank_name(attempt, rank), share=rank, n_shares=n_ranks)
@@ -198,13 +183,13 @@ class RunWriter:
         self._check_ids(name, rows)
         if not buffer.fits(rows):
             self._check_shapes(name, rows)
-            self._end_segment(name)
+            self._thread.end_segment(name, buffer)
             buffer.allocate(rows)
         n_rows, taken = len(rows["example"]), 0
         while taken < n_rows:
             taken += buffer.take(rows, taken)
             if buffer.is_full or buffer.is_due:
-                self._hand_over(name, ends_segment=buffer.ends_segment)
+                self._thread.hand_over(name, buffer, ends_segment=buffer.ends_segment)
         self._collect()
 
     def flush(self) -> None:
@@ -215,8 +200,8 @@ class RunWriter:
         RecordingError
             If a split could not be written; the others are written nevertheless.
         """
-        for name in self._buffers:
-            self._end_segment(name)
+        for name, buffer in self._buffers.items():
+            self._thread.end_segment(name, buffer)
         self._collect(wait=True)
 
     def save_point(self, step: int, checkpoint: Path | None = None) -> None:
@@ -239,81 +224,17 @@ class RunWriter:
         self._note_attempt()
         self.flush()
 
-    def _end_segment(self, name: str) -> None:
-        """Have every row of one split that was taken written and committed."""
-        buffer = self._buffers[name]
-        if buffer.n_rows or buffer.segment is not None:
-            self._hand_over(name, ends_segment=True)
-
-    def _hand_over(self, name: str, *, ends_segment: bool) -> None:
-        """Have the block of one split written behind those before it; waits while all others are being written."""
-        buffer = self._buffers[name]
-        if buffer.segment is None:
-            path = self._segment_path(name, buffer.index, self.attempt, self.rank, buffer.sequence)
-            buffer.segment = OpenSegment(path, durable_in=self._durable_in)
-        segment, attributes = buffer.segment, None
-        if ends_segment:
-            attributes = {
-                "pass": buffer.index,
-                "attempt": self.attempt,
-                "rank": self.rank,
-                "sequence": buffer.sequence,
-                "of_pass": buffer.of_pass,
-            }
-            buffer.segment, buffer.sequence, buffer.due = None, buffer.sequence + 1, math.inf
-        buffer.n_handed = 0 if ends_segment else buffer.n_handed + buffer.n_rows
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="t3vis-writer")
-        writing = self._thread.submit(self._write_block, segment, buffer.filled(), attributes)
-        self._writing.append((name, writing))
-        buffer.turn(writing)
-
-    def _segment_path(self, name: str, index: int, attempt: int, rank: int, sequence: int) -> Path:
-        segment = f"{schema.pass_name(index)}_s{sequence:06d}"
-        return self.path / name / "segments" / schema.rank_name(attempt, rank) / segment
-
-    def _write_block(self, segment: OpenSegment, rows: Rows, attributes: dict[str, Any] | None) -> None:
-        """Write a block, in the writer's thread, and with attributes commit its segment; a failure loses all of it."""
-        n_rows = segment.n_rows + len(rows["example"])
-        try:
-            if not segment.n_rows:
-                self._make_room(segment.path)
-            if len(rows["example"]):
-                segment.put(self._as_stored(rows))
-            if attributes is not None and segment.n_rows:
-                segment.commit(attributes)
-        except BaseException as error:
-            segment.discard()
-            raise _SegmentLostError(n_rows) from error
-
-    @staticmethod
-    def _make_room(segment: Path) -> None:
-        if not schema.node_exists(segment.parent):
-            schema.write_metadata(segment.parent, schema.group_metadata())
-
-    def _as_stored(self, rows: Rows) -> dict[str, Column]:
-        return {
-            name: column if isinstance(column, Ragged) else rounded(self._options.compression, name, column)
-            for name, column in rows.items()
-        }
-
     def _collect(self, *, wait: bool = False) -> None:
-        """See which segments have been written, all of them if ``wait``; what is lost is counted, then reported."""
-        failure: tuple[str, _SegmentLostError] | None = None
-        while self._writing and (wait or self._writing[0][1].done()):  # one is written after the other
-            name, future = self._writing.popleft()
-            try:
-                future.result()
-            except _SegmentLostError as lost:
-                self.count_missing(name, lost.n_rows, lost.__cause__)
-                failure = failure or (name, lost)
-        if failure is not None:
-            name, found = failure
-            error = found.__cause__
+        """See which rows have been written, all of them if ``wait``; what is lost is counted, then reported."""
+        found = self._thread.lost(wait=wait)
+        for lost in found:
+            self.count_missing(lost.split, lost.n_rows, lost.error)
+        if found:
+            first = found[0]
             raise RecordingError(
-                f"{found.n_rows} rows of {name} could not be written to {self.path}: {error}; free the disk or record "
-                "elsewhere. The rows lost are counted in the run's attempts group."
-            ) from error
+                f"{first.n_rows} rows of {first.split} could not be written to {self.path}: {first.error}; free the "
+                "disk or record elsewhere. The rows lost are counted in the run's attempts group."
+            ) from first.error
 
     def count_missing(self, name: str, n_rows: int, error: BaseException | None = None) -> None:
         """Note that rows were lost, and why; kept in the store as soon as the disk takes it."""
@@ -372,10 +293,8 @@ class RunWriter:
                     "sequence": sequence,
                     "of_pass": of_pass,
                 }
-                path = self._segment_path(name, index, window.attempt, 0, sequence)
                 part = {key: chosen_rows(key, column, chosen) for key, column in rows.items()}
-                self._make_room(path)
-                write_segment(path, self._as_stored(part), attributes, durable_in=self._durable_in)
+                self._thread.write_now(segments.segment_path(split, attributes), part, attributes)
         drop_commit(split, index)
 
     # Sealing
@@ -412,9 +331,7 @@ class RunWriter:
         try:
             self.flush()
         finally:
-            if self._thread is not None:
-                self._thread.shutdown()
-                self._thread = None
+            self._thread.stop()
             self._sealer.wait()
             if self.rank:
                 self._to_seal = []  # the first process does what is left
