@@ -25,7 +25,7 @@ Column = NDArray[Any] | Ragged
 Rows = Mapping[str, Column]
 Block: TypeAlias = "dict[str, NDArray[Any] | _RaggedRoom]"
 
-_PATIENCE = 0.02  # seconds; a block that was just written is in the cache, and worth more than a new one
+_PATIENCE = 0.005  # seconds; a block that was just written is in the cache, and worth more than a new one
 _LAYERED = frozenset(name for name, spec in PASS_ARRAYS.items() if spec.leading)
 _SPARE = 4  # room for values, of what as many rows as the first ones would need; memory only once it is used
 
@@ -115,7 +115,7 @@ class Buffer:
         """Fill another block from now on, as soon as there is one; ``writing`` frees this one."""
         self._waiting.append((writing, self.arrays))
         self._free_what_is_written()
-        if not self._free and (len(self._waiting) > 1 or not self.n_left):
+        if not self._free:
             wait([self._waiting[0][0]], _PATIENCE if self.n_left else None)
             self._free_what_is_written()
         if self._free:
@@ -136,14 +136,15 @@ class Buffer:
         if self.ragged:
             count = min([count, *self._n_fitting(rows, start)])
         into, of = slice(self.n_rows, self.n_rows + count), slice(start, start + count)
+        is_all = count == len(rows["example"])
         for name, room in self.arrays.items():
             column = rows[name]
             if not (isinstance(room, np.ndarray) and isinstance(column, np.ndarray)):
                 _ragged_room(room).put(_ragged(column)[of], self.n_rows)
             elif name in _LAYERED:
-                room[:, into] = column[:, of]
+                room[:, into] = column if is_all else column[:, of]
             else:
-                room[into] = column[of]
+                room[into] = column if is_all else column[of]
         if self.due == math.inf:
             self.due = time.monotonic() + layout.SEGMENT_SECONDS
         self.n_rows += count

@@ -18,6 +18,7 @@ from t3vis.store.shard import Buffer, PartialFile, Span, as_bytes, index_of, sha
 
 _EXAMPLE = schema.EXAMPLE_ID.name
 _WORTH_WRITING = 64 << 10  # bytes
+_RESERVED_AHEAD = 32 << 20  # bytes; as much as there is, but no more: half of a small disk should not be taken
 
 
 class OpenSegment:
@@ -151,7 +152,8 @@ class _GrowingArray:
             self._write([as_bytes(array)])
 
     def _write(self, buffers: list[Buffer]) -> None:
-        self._file.reserve(self._n_kept + sum(map(len, buffers)))
+        n_bytes = self._n_kept + sum(map(len, buffers))
+        self._file.reserve(max(n_bytes, min(self._file.size, _RESERVED_AHEAD)) if n_bytes else 0)
         self._file.append([buffer for buffer in (*self._kept, *buffers) if len(buffer)])
         self._kept, self._n_kept = [], 0
 
