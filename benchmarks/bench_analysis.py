@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rounds import peak_megabytes
 
 from t3vis import open_run
 from t3vis.analysis.data_map import data_map
@@ -220,7 +220,7 @@ def measured_part(part: str, path: Path) -> dict[str, Any]:
         seconds = best_of(lambda: data_map(split.logits, labels), 3)
     else:
         seconds = best_of(lambda: suspected_errors(split.logits, labels), 3)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    peak = peak_megabytes()
     return {"seconds": seconds, "peak_mb": peak}
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 from openTSNE import TSNE, TSNEEmbedding, initialization
 from openTSNE.affinity import PerplexityBasedNN, Uniform
 from openTSNE.nearest_neighbors import PrecomputedNeighbors
+from rounds import peak_megabytes
 from sklearn.manifold import trustworthiness
 
 from t3vis.analysis import neighbours
@@ -272,7 +272,7 @@ def quality_by(data: Path, n_examples: int, by: str) -> dict[str, float]:
         value = found.summary()["trustworthiness"].value
     else:
         value, cpu = timed(lambda: trustworthiness(states, coordinates, n_neighbors=15))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = peak_megabytes() / 1e3
     return {"cpu": cpu, "peak GB": peak, "trustworthiness": float(value)}
 
 

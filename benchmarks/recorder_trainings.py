@@ -22,6 +22,7 @@ import datasets
 import numpy as np
 import torch
 import zarr
+from rounds import cpu_seconds, peak_megabytes
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -73,9 +74,9 @@ def trained(options: argparse.Namespace, way: str) -> dict[str, Any]:
         gc.collect()  # the training before, too
         if options.device_memory:
             return {"peak": peak_of_a_step(trainer)}
-        cpu, wall = cpu_seconds(), time.perf_counter()
+        cpu, wall = all_cpu_seconds(), time.perf_counter()
         trainer.train()
-        cost = {"cpu": cpu_seconds() - cpu, "wall": time.perf_counter() - wall, "resident": peak_resident_bytes()}
+        cost = {"cpu": all_cpu_seconds() - cpu, "wall": time.perf_counter() - wall, "resident": peak_megabytes()}
         return {**cost, **found_in(trainer, way, Path(name))}
 
 
@@ -132,15 +133,9 @@ def found_in(trainer: Any, way: str, folder: Path) -> dict[str, Any]:
 # What it costs
 
 
-def cpu_seconds() -> float:
+def all_cpu_seconds() -> float:
     """CPU time of this process and of the sealing subprocesses it has waited for."""
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-
-
-def peak_resident_bytes() -> int:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return cpu_seconds() + cpu_seconds(resource.RUSAGE_CHILDREN)
 
 
 def peak_of_a_step(trainer: Trainer) -> int:
