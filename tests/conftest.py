@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import gc
 import os
 
 from hypothesis import settings
@@ -12,3 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and the te
 def pytest_xdist_auto_num_workers():
     """Two more than there are cores: many tests wait for other processes, or for the disk."""
     return min((os.cpu_count() or 1) + 2, 8)
+
+
+def pytest_collection_finish():
+    """What was imported is there to stay: a garbage collection, which each training asks for, need not look at it."""
+    gc.collect()
+    gc.freeze()
