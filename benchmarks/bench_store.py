@@ -90,10 +90,10 @@ def main() -> None:
         print(f"{n_rounds} rounds, {N_THREADS} threads; best is the fastest round, the rest are medians")
         others, missing = available()
         print(f"missing, so not timed: {', '.join(missing)}" if missing else "every format is there")
-        if "logging" in options.only:
-            logging(scratch, states, n_rounds, report)
         if "writing" in options.only:
             writing(scratch, states[:N_LAYERS_WRITTEN], others, n_rounds, report)
+        if "logging" in options.only:
+            logging(scratch, states, n_rounds, report)
         if "compression" in options.only:
             compression(scratch, states[LAYER], n_rounds, report)
         run = recorded(scratch.fresh(), batches_of(states), n_rows)
