@@ -26,7 +26,7 @@ from t3vis.probing.faithfulness import Faithfulness, faithfulness
 from t3vis.probing.gradients import integrated_gradients
 from t3vis.probing.predicted import predicted_target
 from t3vis.probing.question import Question
-from t3vis.probing.saliency import DEFAULT_METHOD, METHODS
+from t3vis.probing.saliency import METHODS, default_method
 
 MODELS = ("minilm", "gpt2", "llama")
 SEEN = {
@@ -74,7 +74,7 @@ def main() -> None:
         seconds = time.perf_counter() - began
         print(f"\n{name}: accuracy {accuracy(model, tokenizer, *sst2(options.data, 'dev')):.3f}; {seconds:.0f} s")
         print(table(found.rows(), 120))
-        print(f"wins: {found.best}; the default of t3vis is {DEFAULT_METHOD}", flush=True)
+        print(f"wins: {found.best}; the default of t3vis is {default_method(model)}", flush=True)
         for method, mean in zip(found.methods, found.comprehensiveness.mean(1).tolist(), strict=True):
             text = f"{name}: comprehensiveness of {method}"
             if name == "minilm" and method in SEEN:

@@ -39,7 +39,9 @@ def add(commands: Commands) -> None:
     command.add_argument("--epoch", type=int, metavar="E", help="whose checkpoint is explained (the last that has one)")
     command.add_argument("--model", type=Path, metavar="FOLDER", help="a checkpoint from elsewhere, with its tokenizer")
     command.add_argument("--against", metavar="E|FOLDER", help="an epoch, or a checkpoint, that stands beside it")
-    command.add_argument("--method", default="cp_lrp", help="cp_lrp, attnlrp, integrated_gradients, ... (%(default)s)")
+    command.add_argument(
+        "--method", help="cp_lrp, attnlrp, integrated_gradients, ... (default: cp_lrp, of decoders attnlrp)"
+    )
     command.add_argument("--class", dest="class_name", metavar="NAME", help="what is explained (what is predicted)")
     command.add_argument("--token", type=int, metavar="N", help="whose class, where each token has one")
     command.add_argument("--html", type=Path, metavar="FILE", help="write the coloured text as a page")

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from t3vis.errors import ProbingError
 from t3vis.probing.attribution import Method
 from t3vis.probing.encoded import Encoded
-from t3vis.probing.saliency import DEFAULT_METHOD, saliencies
+from t3vis.probing.saliency import saliencies
 from t3vis.probing.targets import Target
 
 
@@ -75,7 +75,7 @@ def contrast(
     example: Encoded,
     target: Target,
     *,
-    method: str | Method = DEFAULT_METHOD,
+    method: str | Method | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Contrast:
     """Explain one number of one example in several states of a model.

@@ -15,13 +15,30 @@ from t3vis.errors import ProbingError
 from t3vis.probing.encoded import encoded, from_ids
 from t3vis.probing.gradients import integrated_gradients
 from t3vis.probing.predicted import generated, predicted_target
-from t3vis.probing.saliency import METHODS, explain, saliencies
+from t3vis.probing.saliency import METHODS, default_method, explain, saliencies
 from t3vis.probing.targets import class_target, generation_target, span_target, token_target
-from tests.callbacks.attention_models import attention_model
+from tests.callbacks.attention_models import ARCHITECTURES, attention_model
 from tests.callbacks.tiny import EOS, tiny_model
 from tests.probing.examples import MASK, reader_of_one_token, tiny_examples, word_tokenizer
 
 ALL = class_target(range(3))
+
+
+DECODERS = {"gpt2", "gpt_neox", "llama", "mistral", "qwen3", "gemma", "phi3", "falcon"}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_the_default_is_what_has_won_for_such_models(kind):
+    assert default_method(attention_model(kind)) == ("attnlrp" if kind in DECODERS else "cp_lrp")
+
+
+def test_without_a_method_the_default_explains():
+    examples = tiny_examples(1)
+    for kind, method in (("bert", "cp_lrp"), ("llama", "attnlrp")):
+        model = tiny_model(kind)
+        (found,), (named,) = saliencies(model, examples, [ALL]), saliencies(model, examples, [ALL], method=method)
+        assert found.method == method
+        np.testing.assert_array_equal(found.values, named.values)
 
 
 @pytest.mark.parametrize("method", METHODS)
