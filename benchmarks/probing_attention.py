@@ -23,9 +23,10 @@ from t3vis.probing.batches import batches
 N_ROUNDS = 5
 MAX_TOKENS = (128, 32)
 """Lengths of the examples: documents, and single sentences."""
-N_MEMORY = (128, 1024)
-MAX_GROWTH = 16.0
-"""Megabytes that eight times as many examples may take: the numbers of examples, their lengths and their order."""
+N_MEMORY = (256, 2048)
+MAX_GROWTH = 32.0
+"""Megabytes that eight times as many examples may take: processes of one size differ by half of that. Weights of one
+example take 1.2 MB."""
 
 
 def speed(data: Path, report: Report, *, quick: bool) -> None:
