@@ -369,6 +369,11 @@ class Run:
         """Rows that could not be recorded, over all processes and attempts."""
         return sum(sum(attempt["missing_rows"].values()) for attempt in segments.attempts(as_path(self.path)))
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the run was recorded with a tokenizer, so that `tokens` can name them."""
+        return schema.node_exists(self.path / "tokenizer" / "text" / "token" / "values")
+
     def tokens(self, ids: ArrayLike) -> list[str]:
         """Token ids as the tokens they stand for.
 
@@ -377,10 +382,9 @@ class Run:
         StoreError
             If the run was recorded without a tokenizer.
         """
-        vocabulary = self.path / "tokenizer" / "text" / "token"
-        if not schema.node_exists(vocabulary / "values"):
+        if not self.has_tokens:
             raise StoreError(f"{self.path} holds no vocabulary; give the Trainer its tokenizer as processing_class.")
-        column = RaggedColumn(vocabulary, text=True)
+        column = RaggedColumn(self.path / "tokenizer" / "text" / "token", text=True)
         return [column[int(i)] for i in np.asarray(ids)]
 
     def summary(self) -> str:

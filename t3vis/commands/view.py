@@ -1,0 +1,40 @@
+"""The commands that serve a run to the browser, or to other programs."""
+
+from __future__ import annotations
+
+import argparse
+
+from t3vis.commands.arguments import Commands, add_command
+from t3vis.errors import ConfigurationError
+from t3vis.store.reader import open_run
+
+
+def add(commands: Commands) -> None:
+    """Declare ``view`` and ``serve``."""
+    view = add_command(
+        commands, "view", _view, "show a run in the browser, also while it is training", "t3vis view runs/demo.zarr"
+    )
+    serve = add_command(
+        commands, "serve", _serve, "serve a run's data over HTTP without the page", "t3vis serve runs/demo.zarr"
+    )
+    for command in (view, serve):
+        command.add_argument("run", metavar="RUN", help="path or URL of the run")
+        command.add_argument("--port", type=int, default=0, help="port on this machine (any that is free)")
+    view.add_argument("--no-browser", action="store_true", help="only say where the page is")
+
+
+def _view(options: argparse.Namespace) -> None:
+    _serving(options, page=True, browser=not options.no_browser)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    _serving(options, page=False, browser=False)
+
+
+def _serving(options: argparse.Namespace, *, page: bool, browser: bool) -> None:
+    run = open_run(options.run)
+    try:
+        from t3vis.viewer.serve import serve
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{error.name} is not installed; pip install 't3vis[viewer]'.") from error
+    serve(run, port=options.port, page=page, browser=browser, say=lambda line: print(line, flush=True))

@@ -1,0 +1,199 @@
+"""The viewer's server: a Starlette application over one run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from anyio import to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+import t3vis
+from t3vis.errors import T3VisError
+from t3vis.store.reader import Run, Split
+from t3vis.viewer.columns import Column, ColumnCache, columns_of
+from t3vis.viewer.examples import example
+from t3vis.viewer.live import events
+from t3vis.viewer.security import Guard
+from t3vis.viewer.texts import MAX_ROWS, TextSearch, rows
+
+STATIC = Path(__file__).parent / "static"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+COLUMN_SECONDS = 20.0
+"""A request for a column waits that long for it to be computed."""
+IMMUTABLE = "private, max-age=31536000, immutable"
+
+
+def make_app(
+    run: Run,
+    *,
+    token: str,
+    hosts: Iterable[str] = LOOPBACK,
+    ancestors: Iterable[str] = (),
+    page: bool = True,
+) -> Starlette:
+    """The application that serves a run.
+
+    Parameters
+    ----------
+    run
+        What is shown; it may still be recorded.
+    token
+        What the first request has to carry as ``?token=``, or any as ``Authorization: Bearer``.
+    hosts
+        Names by which the server may be called.
+    ancestors
+        Origins that may show the viewer in a frame.
+    page
+        Whether the page itself is served, beside the data.
+    """
+    server = _Server(run)
+    routes = [Mount("/api/v1", routes=server.routes())]
+    if page:
+        routes.append(Mount("/", StaticFiles(directory=STATIC, html=True)))
+    guard = Middleware(Guard, token=token, hosts=tuple(hosts), ancestors=tuple(ancestors))
+    handlers = {HTTPException: _http_error, T3VisError: _our_error, IndexError: _our_error}
+    return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=server.lifespan)
+
+
+class _Server:
+    """Answers requests about one run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._cache = ColumnCache()
+        self._columns: dict[str, Column] = {}
+        self._searches: dict[str, TextSearch] = {}
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/run", self.run),
+            Route("/splits/{split}/columns", self.columns),
+            Route("/columns/{key}", self.column),
+            Route("/splits/{split}/rows", self.rows),
+            Route("/splits/{split}/search", self.search),
+            Route("/splits/{split}/examples/{number:int}", self.example),
+            Route("/events", self.events),
+        ]
+
+    @asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        yield
+        self._cache.close()
+
+    async def run(self, _: Request) -> Response:
+        """What the run holds."""
+        return JSONResponse(await to_thread.run_sync(described, self._run))
+
+    async def columns(self, request: Request) -> Response:
+        """The catalogue of a split's columns."""
+        split = self._split(request)
+        found = await to_thread.run_sync(columns_of, self._run, split)
+        self._columns |= {column.key: column for column in found}
+        return JSONResponse({"n": split.n_examples, "columns": [column.described() for column in found]})
+
+    async def column(self, request: Request) -> Response:
+        """The values of a column."""
+        column = self._columns.get(request.path_params["key"])
+        if column is None:
+            raise HTTPException(404, "there is no such column (any more); ask for the catalogue again.")
+        if request.headers.get("if-none-match") == f'"{column.key}"':
+            return Response(status_code=304)
+        found = await to_thread.run_sync(self._cache.get, column, COLUMN_SECONDS)
+        if found is None:
+            return JSONResponse({"state": "computing"}, 202, {"retry-after": "1"})
+        headers = {"etag": f'"{column.key}"', "cache-control": IMMUTABLE}
+        return Response(found, media_type="application/octet-stream", headers=headers)
+
+    async def rows(self, request: Request) -> Response:
+        """Texts of some examples."""
+        split = self._split(request)
+        ids = _ids(request.query_params.get("ids", ""), split)
+        return JSONResponse({"rows": await to_thread.run_sync(rows, split, ids)})
+
+    async def search(self, request: Request) -> Response:
+        """Ids of the examples that contain a text."""
+        split = self._split(request)
+        search = self._searches.setdefault(split.name, TextSearch(split))
+        found = await to_thread.run_sync(search.find, request.query_params.get("q", ""))
+        return Response(found.astype("<i4").tobytes(), media_type="application/octet-stream")
+
+    async def example(self, request: Request) -> Response:
+        """Everything that is known of one example."""
+        split = self._split(request)
+        number = request.path_params["number"]
+        return JSONResponse(await to_thread.run_sync(example, self._run, split, number))
+
+    async def events(self, _: Request) -> Response:
+        """What changes while the run is trained."""
+        return StreamingResponse(events(self._run), media_type="text/event-stream")
+
+    def _split(self, request: Request) -> Split:
+        name, splits = request.path_params["split"], self._run.splits
+        if name not in splits:
+            raise HTTPException(404, f"the run holds no split {name!r}; it holds: {', '.join(splits) or 'none'}.")
+        return splits[name]
+
+
+def described(run: Run) -> dict[str, Any]:
+    """A run in JSON: its model and its splits."""
+    attributes = run.attributes
+    splits = run.splits
+    return {
+        "name": run.path.name,
+        "t3vis": t3vis.__version__,
+        "created": attributes["t3vis"]["created"],
+        "model": attributes.get("model", {}).get("class"),
+        "n_missing_rows": run.missing_rows,
+        "splits": [_described_split(split) for split in splits.values()],
+    }
+
+
+def _described_split(split: Split) -> dict[str, Any]:
+    passes = split.passes
+    return {
+        "name": split.name,
+        "kind": split.kind,
+        "task": split.attributes.get("task"),
+        "mode": split.attributes["mode"],
+        "n_examples": split.n_examples,
+        "class_names": split.class_names,
+        "layers": split.layers,
+        "arrays": split.arrays,
+        "text_columns": list(split.text),
+        "has_tokens": split.token_ids is not None,
+        "passes": [
+            {"index": record.index, "epoch": record.epoch, "step": record.step, "sealed": record.sealed}
+            for record in passes
+        ],
+    }
+
+
+def _ids(given: str, split: Split) -> list[int]:
+    """Example ids from a query, checked."""
+    parts = given.split(",") if given else []
+    if len(parts) > MAX_ROWS:
+        raise HTTPException(400, f"{len(parts)} ids were asked for; ask for at most {MAX_ROWS} at a time.")
+    if not all(part.isascii() and part.isdecimal() and len(part) < 16 for part in parts):
+        raise HTTPException(400, "ids must be whole numbers with commas between them, such as 3,17,5.")
+    ids = [int(part) for part in parts]
+    if ids and max(ids) >= split.n_examples:
+        raise HTTPException(404, f"{split.name} has no example {max(ids)}; it has {split.n_examples}.")
+    return ids
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    found = cast(HTTPException, error)
+    return JSONResponse({"error": found.detail}, found.status_code, found.headers)
+
+
+async def _our_error(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 404 if isinstance(error, IndexError) else 409)

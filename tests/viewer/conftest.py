@@ -1,0 +1,77 @@
+import contextlib
+import http.client
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from t3vis import open_run
+from t3vis.cli import main
+from t3vis.viewer.app import make_app
+from t3vis.viewer.serve import HOST, listening
+
+TOKEN = "let-me-in"
+
+
+@pytest.fixture(scope="session")
+def recorded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that a real Trainer has recorded."""
+    folder = tmp_path_factory.mktemp("viewer")
+    with contextlib.chdir(folder):
+        assert main(["demo", "--examples", "240", "--epochs", "3", "--output", "demo.zarr"]) == 0
+    return folder / "demo.zarr"
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs beside the tests."""
+
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def ask(self, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
+        """One request, its path sent as it is; headers by name with _ for -; ``authorization=""`` leaves it out."""
+        given = {"Authorization": f"Bearer {TOKEN}"} | {
+            name.replace("_", "-").title(): value for name, value in headers.items()
+        }
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
+        try:
+            connection.request(method, path, body, {name: value for name, value in given.items() if value})
+            answer = connection.getresponse()
+            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        finally:
+            connection.close()
+
+
+@contextlib.contextmanager
+def serving(path: Path) -> Iterator[Served]:
+    socket = listening(0)
+    app = make_app(open_run(path), token=TOKEN)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    try:
+        yield Served(socket.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join()
+        socket.close()
+
+
+@pytest.fixture(scope="session")
+def served(recorded_run: Path) -> Iterator[Served]:
+    with serving(recorded_run) as server:
+        yield server
