@@ -1,194 +1,135 @@
-"""What the recorder costs, and the gradients of attention heads: the same training with and without, side by side.
+"""What the recorder costs: the same training with it, without it, and with what a user would do otherwise.
 
 ``python benchmarks/bench_recorder.py [--quick] [--json FILE] [--data ../shared/data]``
 
-Pairs of trainings of one seed, alternating which comes first; CPU time and wall time of ``Trainer.train`` in a
-fresh process each. The weights at the end must be equal bit by bit, and every example must have been recorded in
-every epoch, else nothing is printed.
+Rounds of trainings of one seed, each in a fresh process, in another order every time; CPU time is that of the process
+and of the sealing subprocess. Weights must be equal bit by bit with and without the recorder, and every example must
+have been recorded in every epoch, else nothing is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
 import json
-import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from rounds import MB, Report, machine
+
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-CONFIGURATIONS = ("none", "recorder", "heads")
-TARGETS = {"recorder": {"cpu": 1.02, "wall": None}, "heads": {"cpu": 1.05, "wall": None}}
-LABELS = {"recorder": "recorder", "heads": "the same with heads"}
+TRAINING = Path(__file__).with_name("recorder_trainings.py")
+PACKAGES = ("torch", "transformers", "accelerate", "zarr")
+MOST = {"recorder": 1.02, "heads": 1.05}
+SAID = {
+    "recorder": "logits, loss and all hidden states",
+    "heads": "the same with heads",
+    "second forward": "a second forward pass in each step",
+    "zarr": "each batch straight into Zarr arrays",
+}
+MODELS = {"minilm": "MiniLM, 6 layers of 384", "base": "12 layers of 768"}
+Cost = dict[str, Any]
 
 
 def main() -> None:
-    """Measure, print a table, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer pairs and examples")
+    """Measure, print tables, write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and examples")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA if DEFAULT_DATA.exists() else None)
-    parser.add_argument("--one", choices=CONFIGURATIONS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    n_examples, n_pairs = (512, 3) if options.quick else (2048, 7)
-    if options.one:
-        print(json.dumps(train_once(options.one, options.data, n_examples)))
-        return
-    pairs = []
-    for i in range(n_pairs):
-        order = CONFIGURATIONS if i % 2 == 0 else CONFIGURATIONS[::-1]
-        pair = {name: in_fresh_process(name, options) for name in order}
-        for name in TARGETS:
-            assert pair["none"]["weights"] == pair[name]["weights"], f"{LABELS[name]} changed the weights"
-        pairs.append(pair)
-    report(pairs, options, n_examples)
+    report = Report()
+    print(machine(Path(tempfile.gettempdir()), PACKAGES))
+    print("BANKING77" if options.data else "random sentences")
+    minilm = training(options, "minilm", 256 if options.quick else 1024)
+    base = training(options, "base", 64 if options.quick else 192)
+    n_rounds = 3 if options.quick else 7
+    compared(minilm, ("none", "recorder", "heads"), n_rounds, report)
+    compared(minilm, ("none", "second forward", "zarr"), 1 if options.quick else 2, report)
+    compared(base, ("none", "recorder", "heads"), 1 if options.quick else 3, report)
+    device_memory(training(options, "minilm", 32), report)
+    resident_memory((10_000, 100_000 if options.quick else 1_000_000), report)
+    report.summary()
+    if options.json:
+        options.json.write_text(json.dumps(report.figures, indent=1))
 
 
-def in_fresh_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One training, in a process of its own."""
-    command = [sys.executable, __file__, "--one", name]
-    command += ["--data", str(options.data)] if options.data else []
-    command += ["--quick"] if options.quick else []
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+def training(options: argparse.Namespace, model: str, n_examples: int) -> list[str]:
+    """The command that trains a model, but for the way it is recorded."""
+    data = ["--data", str(options.data)] if options.data else []
+    return [model, str(n_examples), *data]
+
+
+def trained(command: Sequence[str], way: str, *more: str) -> Cost:
+    """One training in a process of its own."""
+    model, *rest = command
+    line = [sys.executable, str(TRAINING), model, way, *rest, *more]
+    finished = subprocess.run(line, capture_output=True, text=True, check=False)
     if finished.returncode:
         raise SystemExit(finished.stderr)
-    result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    return result
+    cost: Cost = json.loads(finished.stdout.splitlines()[-1])
+    return cost
 
 
-def train_once(name: str, data: Path | None, n_examples: int) -> dict[str, Any]:
-    """Train one epoch and a half of a MiniLM-sized model; CPU and wall seconds, and a hash of the weights."""
-    import numpy as np
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
+def compared(command: list[str], ways: Sequence[str], n_rounds: int, report: Report) -> None:
+    """The ways side by side in every round; ratios of CPU and wall time to the first way."""
+    order = np.random.default_rng(0)
+    rounds: list[dict[str, Cost]] = []
+    for _ in range(n_rounds):
+        rounds.append({way: trained(command, way) for way in order.permutation(ways).tolist()})
+        for way in ways:
+            if way in MOST and rounds[-1][way]["weights"] != rounds[-1]["none"]["weights"]:
+                raise SystemExit(f"{way} changed the weights")
+    model = MODELS[command[0]]
+    plain = statistics.median(one["none"]["cpu"] for one in rounds)
+    print(f"\n{model}: {command[1]} examples, 2 epochs, {n_rounds} rounds; {plain:.1f} s of CPU time without")
+    for way in ways[1:]:
+        ratios = {what: sorted(one[way][what] / one["none"][what] for one in rounds) for what in ("cpu", "wall")}
+        spread = {what: f"{statistics.median(r):.3f} ({r[0]:.3f} to {r[-1]:.3f})" for what, r in ratios.items()}
+        print(f"  {SAID[way]:<40} CPU {spread['cpu']:<26} wall {spread['wall']}", flush=True)
+        middle = statistics.median(ratios["cpu"])
+        if way in MOST:
+            report.target(f"{model}: {SAID[way]}, CPU time", middle, at_most=MOST[way])
+        else:
+            report.printed(f"{model}: {SAID[way]}, CPU time", middle)
+        report.printed(f"{model}: {SAID[way]}, wall time", statistics.median(ratios["wall"]))
+        if "bytes" in rounds[0][way]:
+            per_row = rounds[0][way]["bytes"] / (2 * int(command[1]))
+            print(f"    on disk {per_row:,.0f} bytes for each example and epoch")
 
-    import t3vis
 
-    dataset = tokens(data, n_examples)
-    set_seed(0)
-    config = BertConfig(
-        vocab_size=30522,
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=12,
-        intermediate_size=1536,
+def device_memory(command: list[str], report: Report) -> None:
+    """Most bytes of tensors alive at once in a step, with the recorder and without."""
+    with_it, without = (
+        trained(command, way, "--device-memory", "--epochs", "1")["peak"] for way in ("recorder", "none")
     )
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run.zarr"
-        config.num_labels = 77
-        model = BertForSequenceClassification(config)
-        trainer = Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=folder,
-                num_train_epochs=2,
-                per_device_train_batch_size=32,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                logging_strategy="no",
-                use_cpu=True,
-            ),
-            train_dataset=dataset,
-            data_collator=pad,
-            callbacks=[t3vis.RecorderCallback(run, heads=name == "heads")] if name != "none" else [],
+    rows = 7 * 384 * 4 * 32
+    print(f"\npeak of tensors on the device: {without / MB:.2f} MB without, {(with_it - without) / MB:+.2f} MB with it")
+    report.target(
+        "extra device memory, pooled float32 rows of all layers of a batch", (with_it - without) / rows, at_most=1
+    )
+
+
+def resident_memory(sizes: tuple[int, int], report: Report) -> None:
+    """Peak resident memory of the training process at two sizes of the dataset."""
+    peaks = {
+        way: [trained(["features", str(size)], way, "--epochs", "1")["resident"] for size in sizes]
+        for way in ("none", "recorder")
+    }
+    for way, (small, large) in peaks.items():
+        what = "without" if way == "none" else "with the recorder"
+        print(
+            f"peak resident memory {what}: {small / MB:,.0f} MB at {sizes[0]:,}, {large / MB:,.0f} MB at {sizes[1]:,}"
         )
-        cpu, wall = cpu_seconds(), time.perf_counter()
-        trainer.train()
-        cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
-        digest = hashlib.blake2b()
-        for tensor in model.state_dict().values():
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-        if name != "none":
-            recorded = t3vis.open_run(run)
-            assert [record.n_never for record in recorded.epochs] == [0, 0], "examples are missing"
-            assert recorded.missing_rows == 0
-        if name == "heads":
-            assert not np.isnan(recorded.train.head_gradients[:]).any(), "gradients are missing"
-        bytes_on_disk = sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
-    return {"cpu": cpu, "wall": wall, "weights": digest.hexdigest(), "bytes": bytes_on_disk}
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of the sealing subprocesses it has waited for."""
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-
-
-def tokens(data: Path | None, n_examples: int) -> Any:
-    """Word-hashed BANKING77 where it is at hand, else as many random sentences of the same lengths."""
-    import datasets
-    import numpy as np
-
-    if data is not None:
-        with (data / "banking77" / "train.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        names = sorted({row["category"] for row in rows})
-        rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:n_examples]]
-        ids = [[101, *(1000 + hash_of(word) for word in row["text"].split()), 102] for row in rows]
-        labels = [names.index(row["category"]) for row in rows]
-    else:
-        random = np.random.default_rng(0)
-        ids = [random.integers(1000, 30000, length).tolist() for length in random.integers(6, 30, n_examples)]
-        labels = random.integers(0, 77, n_examples).tolist()
-    return datasets.Dataset.from_dict({"input_ids": ids, "labels": labels})
-
-
-def hash_of(word: str) -> int:
-    """The same token id for the same word in every process."""
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=4).digest(), "little") % 29000
-
-
-def pad(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch padded to its longest example."""
-    import torch
-
-    longest = max(len(row["input_ids"]) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-    labels = torch.tensor([row["labels"] for row in rows])
-    return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": labels}
-
-
-def report(pairs: list[dict[str, dict[str, Any]]], options: argparse.Namespace, n_examples: int) -> None:
-    """Print the table and write the figures."""
-    import torch
-    import transformers
-
-    source = "BANKING77" if options.data else "random sentences"
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}; {n_examples} examples of {source}, 2 epochs, batch 32, "
-        f"6 layers of 384, {len(pairs)} pairs"
-    )
-    figures: dict[str, dict[str, Any]] = {}
-    for name, targets in TARGETS.items():
-        for what, target in targets.items():
-            ratios = [pair[name][what] / pair["none"][what] for pair in pairs]
-            plain = statistics.median(pair["none"][what] for pair in pairs)
-            middle = statistics.median(ratios)
-            print(
-                f"{LABELS[name]:<20} {what:<5} without {plain:7.1f} s   with/without: median {middle:.3f}, "
-                f"range {min(ratios):.3f} to {max(ratios):.3f}" + (f", target <= {target}" if target else "")
-            )
-            ok = None if target is None else middle <= target
-            figures[f"{name}_{what}_ratio"] = {"value": round(middle, 4), "target": target, "ok": ok}
-    for name, what in {"recorder": "7 layers of 384, 77 classes", "heads": "and 6 layers of 12 heads"}.items():
-        per_row = pairs[0][name]["bytes"] / (2 * n_examples)
-        print(f"bytes on disk per example and epoch, {LABELS[name]}: {per_row:.0f} ({what})")
-        prefix = "" if name == "recorder" else f"{name}_"
-        figures[f"{prefix}bytes_per_example_epoch"] = {"value": round(per_row), "target": None, "ok": None}
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+    grown = {way: large - small for way, (small, large) in peaks.items()}
+    text = f"MB by which the process grows more than without the recorder, {sizes[0]:,} to {sizes[1]:,} examples"
+    report.target(text, (grown["recorder"] - grown["none"]) / MB, at_most=50)
+    report.printed("MB by which the process grows with the recorder", grown["recorder"] / MB)
 
 
 if __name__ == "__main__":

@@ -148,6 +148,10 @@ class Report:
         self.figures[text] = {"value": round(value, 4), "target": bound, "ok": ok}
         self._targets.append(f"  {text:<70}{value:8.2f}   {sign} {bound:<5g} {'holds' if ok else 'DOES NOT HOLD'}")
 
+    def printed(self, text: str, value: float) -> None:
+        """Keep a figure without a target."""
+        self.figures[text] = {"value": round(value, 4), "target": None, "ok": None}
+
     def summary(self) -> None:
         """All targets, and whether they hold."""
         print("\nTargets (medians of the rounds)", *self._targets, sep="\n")

@@ -15,29 +15,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from t3vis.callbacks.batches import Batch, wrong_number_of_rows
-from t3vis.callbacks.tasks import Task, sequence_rows
+from t3vis.callbacks.spans import span_rows
+from t3vis.callbacks.tasks import IGNORED_LABEL, SEQUENCE_TASKS, TOKEN_TASKS, Task, sequence_rows, sequence_task
 from t3vis.callbacks.tokens import token_rows
 from t3vis.errors import ConfigurationError
+from t3vis.store.ragged import Ragged
 
 Pooling = Literal["mean", "first", "last"] | Callable[[Tensor, Tensor], Tensor]
 Layers = Literal["all", "last"] | Sequence[int] | None
 
 FLOAT16_MAX = 65504.0
+_TELLING = ("logits", "log_probs", "start_logits")
 
 
 @dataclass(frozen=True)
 class Captured:
     """Rows of one micro-batch on the host, and what they show of the task.
 
-    ``rows`` holds ``example``, ``logits``, ``loss``, ``hidden_states`` and, for a store that has no other source for
-    them, ``labels`` or ``targets`` and ``length``, in the dimensions of a segment. ``left_out`` says in words what
-    the model returned, or was expected to, that is not among them.
+    ``rows`` holds ``example``, what is recorded of the task (such as ``logits`` and ``loss``), ``hidden_states`` and,
+    for a store that has no other source for them, ``labels`` or ``targets`` and ``length``, in the dimensions of a
+    segment. ``layers`` and ``decoder_layers`` say which hidden states they are. ``left_out`` says in words what the
+    model returned, or was expected to, that is not among the rows.
     """
 
-    rows: dict[str, NDArray[Any]]
+    rows: dict[str, NDArray[Any] | Ragged]
     task: Task
     layers: list[int] | None
     left_out: tuple[str, ...] = ()
+    decoder_layers: list[int] | None = None
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of the examples."""
+        return np.asarray(self.rows["example"])
 
 
 def hidden_states_of(outputs: Mapping[str, Any]) -> Sequence[Tensor] | None:
@@ -47,7 +57,13 @@ def hidden_states_of(outputs: Mapping[str, Any]) -> Sequence[Tensor] | None:
 
 @torch.no_grad()
 def captured(
-    batch: Batch, outputs: Any, *, hidden_states: Layers, pooling: Pooling, problem_type: str | None
+    batch: Batch,
+    outputs: Any,
+    *,
+    hidden_states: Layers,
+    pooling: Pooling,
+    problem_type: str | None,
+    task: Task | None = None,
 ) -> Captured:
     """Rows of one micro-batch.
 
@@ -55,40 +71,112 @@ def captured(
     ----------
     outputs
         What the model returned: a ``ModelOutput`` or dict with ``logits`` of each example, or outputs of each token
-        (their logits, or their ``log_probs``), or ``hidden_states`` only.
+        (their logits, or their ``log_probs``), or ``start_logits`` and ``end_logits``, or ``hidden_states`` only.
+    task
+        What the model is for; where it is ``None`` the outputs and labels tell.
 
     Raises
     ------
     ConfigurationError
-        If the outputs have none of these, not one row per example, or layers that cannot be stored side by side.
+        If the outputs have none of these, or not those of the task, not one row per example, or layers that cannot be
+        stored side by side.
     """
     found: Mapping[str, Any] = outputs if isinstance(outputs, Mapping) else {}
-    logits, states, layers = found.get("logits"), hidden_states_of(found), None
     batch = batch.split_up()
-    rows: dict[str, NDArray[Any]] = {"example": _host(batch.ids)}
-    if isinstance(logits, Tensor) and logits.dim() != 3 and not batch.paired:
-        if len(logits) != len(batch.ids):
-            raise wrong_number_of_rows(len(logits), "logits", len(batch.ids))
-        task, more = sequence_rows(logits, batch.labels, problem_type)
-        left_out: tuple[str, ...] = ()
-    elif isinstance(logits, Tensor) or states or "log_probs" in found:
-        task, more, left_out = token_rows(batch, found)
-    else:
+    if not any(found.get(name) is not None for name in _TELLING) and not hidden_states_of(found):
         names = ", ".join(found) if found else type(outputs).__name__
         raise ConfigurationError(
             f"expected the model to return an output with logits, found {names}; use a model with a task head "
             "(AutoModelForSequenceClassification), or return a dict with 'logits' from your own."
         )
-    rows |= {name: _host(tensor) for name, tensor in more.items()}
+    task = task_of_batch(batch, found, task, problem_type)
+    rows: dict[str, NDArray[Any] | Ragged] = {"example": _host(batch.ids)}
+    task_rows, left_out = _task_rows(task, batch, found)
+    rows |= task_rows
     mask = None if batch.mask is None else batch.mask[: len(batch.ids)]
-    if mask is not None and mask.dim() == 2:
-        rows["length"] = _host(mask.sum(1).int())
+    if mask is not None and mask.dim() == (3 if batch.n_choices > 1 else 2):
+        rows["length"] = _host(mask.flatten(1).sum(1).int())
+    states, layers, decoder_layers = hidden_states_of(found), None, None
     if hidden_states is not None and states:
         layers = chosen_layers(hidden_states, len(states))
-        chosen = [batch.own(states[layer], "hidden states") for layer in layers]
-        with torch.autocast(chosen[0].device.type, enabled=False):  # the mean over tokens is taken in float32
-            rows["hidden_states"] = _host(pooled(chosen, mask, pooling))
-    return Captured(rows, task, layers, left_out)
+        rows["hidden_states"] = _states(batch, [states[layer] for layer in layers], mask, pooling)
+        decoder_states: Sequence[Tensor] = found.get("decoder_hidden_states") or ()
+        decoder_layers = [layer for layer in _numbers(hidden_states, len(decoder_states)) if layer is not None]
+        if decoder_layers:
+            mask = _decoder_mask(task, batch, decoder_states[0].shape[1])
+            chosen = [decoder_states[layer] for layer in decoder_layers]
+            rows["decoder_hidden_states"] = _states(batch, chosen, mask, pooling)
+    return Captured(rows, task, layers, left_out, decoder_layers or None)
+
+
+def task_of_batch(batch: Batch, outputs: Mapping[str, Any], task: Task | None, problem_type: str | None) -> Task:
+    """The task: as it is known of the model, else as the outputs and labels of a batch tell.
+
+    Raises
+    ------
+    ConfigurationError
+        If the outputs are not those of the task.
+    """
+    logits, labels, has_spans = outputs.get("logits"), batch.labels, "start_logits" in outputs
+    n_dims = logits.dim() if isinstance(logits, Tensor) else 0
+    if batch.paired:
+        return "preference"
+    if task is not None:
+        fits = has_spans if task == "question_answering" else n_dims in ((0, 3) if task in TOKEN_TASKS else (2,))
+        if not fits:
+            found = f"logits of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ", ".join(outputs)
+            raise ConfigurationError(
+                f"the task is {task}, but the model returned {found}, which are no outputs of that task; name the "
+                "right one in RecorderCallback(task=...)."
+            )
+        return task
+    if has_spans:
+        return "question_answering"
+    if "log_probs" in outputs:
+        return "causal_lm"
+    if n_dims == 3:
+        is_labelled = isinstance(logits, Tensor) and labels is not None and labels.shape == logits.shape[:2]
+        return ("causal_lm" if batch.shifted else "token_classification") if is_labelled else "other"
+    if isinstance(logits, Tensor):
+        return "multiple_choice" if batch.n_choices > 1 else sequence_task(logits, labels, problem_type)
+    return "other"
+
+
+def _task_rows(
+    task: Task, batch: Batch, outputs: Mapping[str, Any]
+) -> tuple[dict[str, NDArray[Any] | Ragged], tuple[str, ...]]:
+    """What is recorded of the examples for their task, and in words what is not."""
+    if task in SEQUENCE_TASKS:
+        logits = outputs["logits"]
+        if len(logits) != len(batch.ids):
+            raise wrong_number_of_rows(len(logits), "logits", len(batch.ids))
+        rows = sequence_rows(task, logits, batch.labels)
+    elif task == "question_answering":
+        logits = torch.stack([outputs["start_logits"], outputs["end_logits"]], 1)
+        batch.check_rows(logits, "logits")
+        rows = span_rows(logits, batch.spans, batch.mask)
+    else:
+        return token_rows(task, batch, outputs)
+    return {name: _host(tensor) for name, tensor in rows.items()}, ()
+
+
+def _states(batch: Batch, states: Sequence[Tensor], mask: Tensor | None, pooling: Pooling) -> NDArray[Any]:
+    """Pooled hidden states of the examples, on the host; of several choices their mean."""
+    if mask is not None and batch.n_choices > 1:
+        mask = mask.flatten(0, 1)
+    own = [batch.own(state, "hidden states") for state in states]
+    with torch.autocast(own[0].device.type, enabled=False):  # the mean over tokens is taken in float32
+        return _host(pooled(own, mask, pooling, n_choices=batch.n_choices))
+
+
+def _decoder_mask(task: Task, batch: Batch, n_tokens: int) -> Tensor | None:
+    """Which tokens of the decoder are not padding: each is there to predict the label at its position."""
+    if batch.decoder_mask is not None:
+        return batch.decoder_mask
+    if task == "seq2seq_lm" and batch.labels is not None and batch.labels.shape[1:] == (n_tokens,):
+        return batch.labels != IGNORED_LABEL
+    same = batch.mask is not None and batch.mask.shape[1:] == (n_tokens,)
+    return batch.mask if same else None  # a decoder that is fed the input itself
 
 
 def chosen_layers(layers: Layers, n_states: int) -> list[int]:
@@ -104,19 +192,24 @@ def chosen_layers(layers: Layers, n_states: int) -> list[int]:
     >>> chosen_layers([0, -1], 7)
     [0, 6]
     """
+    found = _numbers(layers, n_states)
+    if None in found:
+        raise ConfigurationError(
+            f"hidden_states names {layers}, but the model has {n_states} hidden states, 0 to {n_states - 1} "
+            "(0 is the output of the embeddings); choose among these."
+        )
+    return [layer for layer in found if layer is not None]
+
+
+def _numbers(layers: Layers, n_states: int) -> list[int | None]:
+    """The hidden states that are named, ``None`` in place of one that the model does not have."""
     if layers == "all":
         return list(range(n_states))
     wanted = [-1] if layers == "last" else [int(layer) for layer in layers or ()]
-    beyond = [layer for layer in wanted if not -n_states <= layer < n_states]
-    if beyond:
-        raise ConfigurationError(
-            f"hidden_states names {beyond}, but the model has {n_states} hidden states, 0 to {n_states - 1} "
-            "(0 is the output of the embeddings); choose among these."
-        )
-    return [layer % n_states for layer in wanted]
+    return [layer % n_states if -n_states <= layer < n_states else None for layer in wanted]
 
 
-def pooled(states: Sequence[Tensor], mask: Tensor | None, pooling: Pooling) -> Tensor:
+def pooled(states: Sequence[Tensor], mask: Tensor | None, pooling: Pooling, *, n_choices: int = 1) -> Tensor:
     """Pool each layer over the tokens of an example.
 
     Parameters
@@ -125,10 +218,12 @@ def pooled(states: Sequence[Tensor], mask: Tensor | None, pooling: Pooling) -> T
         Shape (n, n_tokens, hidden) each.
     mask
         Shape (n, n_tokens), 1 for tokens that are not padding; ``None`` counts all.
+    n_choices
+        Rows that belong to one example; the mean of what is pooled of each is taken.
 
     Returns
     -------
-    Shape (n_layers, n, hidden), float16, saturated at its range.
+    Shape (n_layers, n / n_choices, hidden), float16, saturated at its range.
 
     Raises
     ------
@@ -145,7 +240,9 @@ def pooled(states: Sequence[Tensor], mask: Tensor | None, pooling: Pooling) -> T
             f"pooled hidden states have the shapes {sorted(widths)}; record layers of one width: "
             "RecorderCallback(..., hidden_states=[...])."
         )
-    return torch.stack(vectors).clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
+    stacked = torch.stack(vectors)
+    means = stacked.view(len(vectors), n_rows // n_choices, n_choices, -1).mean(2)
+    return means.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
 
 
 def pool(state: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def check_room(
     n_examples: int | None,
     keep_epochs: int | None,
     *,
+    to_come: Sequence[tuple[int, int]] = (),
     say: bool,
 ) -> None:
     """Say what a training will need, judged by its first rows, and refuse where the disk has less.
@@ -68,6 +69,8 @@ def check_room(
         Rows of one micro-batch, as they are recorded.
     n_examples
         Examples of the training set, ``None`` where their number is not known.
+    to_come
+        Examples and number of other passes, beside those of the training and of its evaluations.
     say
         Whether to print it, on standard error.
 
@@ -85,7 +88,7 @@ def check_room(
         per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         n_examples, n_epochs = (state.max_steps - state.global_step) * per_step, 1
     total = need(n_examples * light, n_examples * heavy, n_epochs, keep_epochs)
-    for size, n_passes in _evaluations(trainer, n_epochs):
+    for size, n_passes in (*_evaluations(trainer, n_epochs), *to_come):
         total += need(size * light, size * heavy, n_passes, keep_epochs)
     free = shutil.disk_usage(path).free
     if say:

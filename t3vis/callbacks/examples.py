@@ -29,7 +29,7 @@ DECODED_COLUMN = "decoded"
 
 
 def write_examples(
-    split: Path | None, dataset: Any, *, label_names: Sequence[str], text: TextColumns, processor: Any
+    split: Path | None, dataset: Any, *, label_names: Sequence[str] | None, text: TextColumns, processor: Any
 ) -> str:
     """Write what is known of the examples to the split's ``examples`` group.
 
@@ -38,7 +38,8 @@ def write_examples(
     split
         The split's group; ``None`` only computes the fingerprint.
     label_names
-        Names under which the Trainer knows labels, tried before ``labels``, ``label`` and ``label_ids``.
+        Names under which the Trainer knows labels, tried before ``labels``, ``label`` and ``label_ids``; ``None`` where
+        labels are those of tokens, which are recorded with the batches.
     text
         Which text columns to keep: all of them, those named, or none.
     processor
@@ -74,17 +75,17 @@ def is_readable(dataset: Any) -> bool:
 
 
 def read_columns(
-    dataset: datasets.Dataset, label_names: Sequence[str], texts: Sequence[str], decoder: Any
+    dataset: datasets.Dataset, label_names: Sequence[str] | None, texts: Sequence[str], decoder: Any
 ) -> Iterator[Columns]:
     """The examples as batches of columns, in order; formats and transforms of the dataset are passed by.
 
     A ``decoder``, if it is a tokenizer, turns token ids into one more column of text.
     """
     plain = dataset.with_format("arrow")
-    label = label_column(dataset, label_names)
+    label = None if label_names is None else label_column(dataset, label_names)
     if label is not None and not of_examples(plain, label):
         label = None
-    has_ids = "input_ids" in dataset.column_names and _is_list(plain[:1].column("input_ids").type)
+    has_ids = "input_ids" in dataset.column_names and _is_flat(plain[:1].column("input_ids").type)
     decode = getattr(decoder, "batch_decode", None) if has_ids else None
     for start in range(0, len(dataset), BATCH_ROWS):
         table: pa.Table = plain[start : start + BATCH_ROWS]
@@ -198,13 +199,18 @@ def _length(table: pa.Table, n_token_ids: NDArray[np.int64] | None) -> NDArray[n
     """Tokens that are not padding: counted in the attention mask where there is one."""
     if n_token_ids is None:
         return None
-    if "attention_mask" not in table.column_names or not _is_list(table.column("attention_mask").type):
+    if "attention_mask" not in table.column_names or not _is_flat(table.column("attention_mask").type):
         return n_token_ids.astype(np.int32)
     mask, lengths = _ragged(table, "attention_mask")
     total = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
     ends = np.cumsum(lengths)
     counts: NDArray[np.int64] = total[ends] - total[ends - lengths]
     return counts.astype(np.int32)
+
+
+def _is_flat(kind: pa.DataType) -> bool:
+    """Whether it is a list of values: the token ids of several choices are a list of lists."""
+    return _is_list(kind) and not _is_list(kind.value_type)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import IntervalStrategy, has_length
 
 from t3vis.callbacks.attachment import Attachment, calling_trainer
-from t3vis.callbacks.batches import Batch
+from t3vis.callbacks.batches import Batch, batch_of
 from t3vis.callbacks.capture import Layers, Pooling
 from t3vis.callbacks.example_ids import (
     WithoutIds,
@@ -25,10 +25,13 @@ from t3vis.callbacks.example_ids import (
 from t3vis.callbacks.examples import TextColumns
 from t3vis.callbacks.gates import check_not_compiled
 from t3vis.callbacks.hooks import Capture, called_module
+from t3vis.callbacks.probes import SPLIT, Probe, ProbeAt, call_arguments, refusal, undisturbed, what_is_probed
 from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
-from t3vis.callbacks.trainers import check_trainer, pairs_examples, shifts_labels
+from t3vis.callbacks.splits import size_of
+from t3vis.callbacks.tasks import NamedTask
+from t3vis.callbacks.trainers import check_trainer, checkpoint_of, pairs_examples, shifts_labels
 from t3vis.errors import ConfigurationError, RecordingError
 from t3vis.store.codecs import Compression
 from t3vis.store.durable import Durability
@@ -59,6 +62,11 @@ class RecorderCallback(TrainerCallback):
         Whether to keep, of every training pass, the gate gradient of each attention head for each example: the
         gradient of the example's loss with respect to a factor in front of what the head hands on. It is read in the
         backward pass of the training itself. Not for compiled models.
+    task
+        What the model is trained for, which decides what is recorded of its outputs: ``"single_label"``,
+        ``"multi_label"``, ``"regression"``, ``"multiple_choice"``, ``"question_answering"``,
+        ``"token_classification"``, ``"masked_lm"``, ``"causal_lm"`` or ``"seq2seq_lm"``. ``None`` chooses by the
+        model's class, its config and the labels; name it for a model that is not one of transformers'.
     text
         Which text columns of the dataset to keep in the store: ``"auto"`` for all, their names, or ``None``.
     id_column
@@ -76,8 +84,15 @@ class RecorderCallback(TrainerCallback):
     durability
         What a flushed row survives: the death of the ``"process"``, or with ``"fsync"`` also a loss of power.
     keep_epochs
-        Keep the hidden states of so many last epochs (and evaluations) only, for want of disk; all else is kept of
-        every epoch. ``None`` keeps them all.
+        Keep the hidden states of so many last epochs (and evaluations, and probes) only, for want of disk; all else is
+        kept of every epoch. ``None`` keeps them all.
+    probe
+        A dataset, or ``"train"`` for the training set, of which a pass in eval mode is recorded between the steps of
+        the training, as the split ``probe``; nothing of the training is disturbed. One of its own is numbered by its
+        rows, or by its ``id_column``.
+    probe_at
+        When that is: before the first step (``"begin"``, the pretrained model), after each ``"epoch"``, at the
+        ``"end"`` of the training, unless the model is the one that was probed last.
 
     Raises
     ------
@@ -98,6 +113,7 @@ class RecorderCallback(TrainerCallback):
         hidden_states: Layers = "all",
         pooling: Pooling = "mean",
         heads: bool = False,
+        task: NamedTask | None = None,
         text: TextColumns = "auto",
         id_column: str | None = None,
         on_error: Literal["warn", "raise"] = "warn",
@@ -106,13 +122,18 @@ class RecorderCallback(TrainerCallback):
         compression: Compression = None,
         durability: Durability = "process",
         keep_epochs: int | None = None,
+        probe: Any = None,
+        probe_at: Sequence[ProbeAt] = ("begin", "epoch", "end"),
     ) -> None:
         self.path = Path(path)
         self._first_path = self.path
         storage = StorageOptions(compression, durability, keep_epochs)
         self._settings = Settings(
-            hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage, heads=heads
+            hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage, heads, task
         )
+        self._probe = None if probe is None else Probe(probe, probe_at)
+        self._probed: Any = None  # the dataset of the probe in this training
+        self._probed_step: int | None = None  # of the model that was probed last
         self._attachment: Attachment | None = None
         self._capture: Capture | None = None
         self._captured: Any = None  # the Trainer's model that ``_capture`` hooks, perhaps wrapped
@@ -186,12 +207,17 @@ class RecorderCallback(TrainerCallback):
             check_not_compiled(kwargs["model"], args.torch_compile)
         own = getattr(self._trainer.get_train_dataloader, "__func__", None) is not Trainer.get_train_dataloader
         dataset = source_dataset(loader) if own else self._trainer.train_dataset
+        self._probed = None if self._probe is None else self._probe.of(dataset, self._settings.id_column)
         self._session = self._open_session(state.global_step, dataset)
         n_batches = len(loader) if has_length(loader) else state.max_steps * args.gradient_accumulation_steps
         steps_per_epoch = max(-(-n_batches // args.gradient_accumulation_steps), 1)
         self._epoch = state.global_step // steps_per_epoch - 1
         self._session.seal_before(self._epoch + 1)
-        self._training = True
+        self._training, self._probed_step = True, None
+        if self._probe is not None:
+            self._session.to_come = [(size_of(self._probed) or 0, self._probe.n_passes(state.num_train_epochs))]
+        if state.global_step == 0:
+            self._run_probe("begin")
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -207,11 +233,12 @@ class RecorderCallback(TrainerCallback):
         """Put the epoch on disk and have it sealed."""
         if self._session is not None and self._training:
             self._session.end_epoch()
+            self._run_probe("epoch")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put everything on disk: what a checkpoint knows, the store knows."""
         if self._session is not None and self._training:
-            self._session.save_point()
+            self._session.save_point(checkpoint_of(self._trainer))
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -239,7 +266,10 @@ class RecorderCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Seal what is left and take the hooks off the model; evaluations that follow are still recorded."""
-        self._end_training()
+        try:
+            self._run_probe("end")
+        finally:
+            self._end_training()
 
     # Methods of the Trainer
 
@@ -303,7 +333,7 @@ class RecorderCallback(TrainerCallback):
             yield
             return
         try:
-            batch = self._batch(ids, inputs, training=training)
+            batch = self._batch(session, ids, inputs, training=training)
             if training and batch.labels is None and not batch.paired and session.is_first(opened.split):
                 names = " or ".join(dict.fromkeys((*self._trainer.label_names, "labels")))
                 raise ConfigurationError(
@@ -329,18 +359,42 @@ class RecorderCallback(TrainerCallback):
             self._abandon(session)
             raise
 
-    def _batch(self, ids: Any, inputs: Any, *, training: bool) -> Batch:
+    def _run_probe(self, at: ProbeAt) -> None:
+        """Record the model as it is now, in eval mode, unless that has been done; see ``probes``."""
+        probe, session = self._probe, self._session
+        if probe is None or at not in probe.at or session is None or not (self._training and self._is_active):
+            return
+        trainer, (step, of_pass) = self._trainer, what_is_probed(self._trainer, at)
+        if step == self._probed_step:
+            return
+        self._probed_step = step
+        with (
+            undisturbed(trainer) as model,
+            session.evaluation(SPLIT, self._probed, of_split=probe.attributes, of_pass=of_pass),
+        ):
+            try:
+                for batch in instrument(trainer.get_test_dataloader(self._probed), self._settings.id_column):
+                    inputs = trainer._prepare_inputs(batch)
+                    with self._recorded(model, inputs, training=False), trainer.compute_loss_context_manager():
+                        model(**call_arguments(trainer, inputs))
+            except RecordingError:
+                raise
+            except Exception as error:
+                if at == "begin":
+                    self._abandon(session)
+                    raise refusal(error) from error
+                session.report(error, SPLIT, 0)  # training is not to suffer from it
+
+    def _batch(self, session: Session, ids: Any, inputs: Any, *, training: bool) -> Batch:
         trainer = self._trainer
-        names = dict.fromkeys((*trainer.label_names, "labels"))
-        return Batch(
+        return batch_of(
             ids,
-            next((inputs[name] for name in names if name in inputs), None),
-            inputs.get("attention_mask"),
-            inputs.get(getattr(trainer.model, "main_input_name", "input_ids")),
-            training,
-            position_ids=inputs.get("position_ids"),
+            inputs,
+            trainer.model,
+            (*trainer.label_names, "labels"),
+            training=training,
             paired=pairs_examples(trainer),
-            shifted=shifts_labels(trainer),
+            shifted=shifts_labels(trainer, session.task),
         )
 
     # What is open

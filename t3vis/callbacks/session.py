@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils import extract_model_from_parallel
 from numpy.typing import NDArray
 from transformers import Trainer
 
@@ -35,9 +36,10 @@ from t3vis.callbacks.splits import (
     split_name,
     trained_objective,
 )
-from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS
+from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS, TOKEN_TASKS, Task, task_of_model
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema
+from t3vis.store.ragged import Ragged
 from t3vis.store.writer import create_run, join_run
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class Session:
         self.trainer: Trainer = weakref.proxy(trainer)  # the Trainer holds the recorder: no circle of references
         self.path = path
         self._settings = settings
+        self.task: Task | None = settings.task or task_of_model(extract_model_from_parallel(trainer.model))
         self._is_first_rank = trainer.args.process_index == 0
         self._training: OpenPass | None = None
         self._evaluation: OpenPass | None = None
@@ -104,6 +107,7 @@ class Session:
         self._static: dict[str, tuple[str, ...]] = {}
         self._row_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the splits whose first batch was recorded
         self._waiting: Waiting | None = None
+        self.to_come: Sequence[tuple[int, int]] = ()  # examples and passes beside those of training and evaluation
         self._warned = False
         self._said: set[str] = set()
         on_first_process(
@@ -125,10 +129,10 @@ class Session:
         if self._is_first_rank and self._writer.attempt == 0 and not self._row_shapes:
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def save_point(self) -> None:
+    def save_point(self, checkpoint: Path | None) -> None:
         """Put every row taken so far on disk, and note that the model was saved at this step."""
         with self._recording():
-            self._writer.save_point(self.trainer.state.global_step)
+            self._writer.save_point(self.trainer.state.global_step, checkpoint)
 
     def flush(self) -> None:
         """Put every row taken so far on disk."""
@@ -189,7 +193,7 @@ class Session:
             ) from error
         self._n_examples["train"] = size_of(dataset)
 
-    def _enter(self, name: str, kind: schema.SplitKind, dataset: Any) -> str:
+    def _enter(self, name: str, kind: schema.SplitKind, dataset: Any, of_split: Mapping[str, Any] = {}) -> str:
         """Enter a split on the first process; a dataset other than the one of that name gets a name of its own."""
         write_vocabulary(self.path, getattr(self.trainer, "processing_class", None))
         reading = self._reading(dataset, kind)
@@ -201,7 +205,7 @@ class Session:
             name = f"{name}-{fingerprint[:8]}"
             if not schema.node_exists(self.path / name):
                 write_examples(self.path / name, dataset, **reading)
-        self._writer.add_split(name, split_attributes(self.trainer, kind, dataset, fingerprint))
+        self._writer.add_split(name, {**split_attributes(self.trainer, kind, dataset, fingerprint), **of_split})
         return name
 
     def _reading(self, dataset: Any, kind: schema.SplitKind) -> dict[str, Any]:
@@ -209,8 +213,10 @@ class Session:
         text = self._settings.text
         if kind == "eval" and text not in ("auto", None):
             text = [column for column in text_columns(dataset, "auto") if column in (text or ())]
+        names = self.trainer.label_names
+        of_tokens = self.task in (*TOKEN_TASKS, "question_answering") or "start_positions" in names
         return {
-            "label_names": self.trainer.label_names,
+            "label_names": None if of_tokens else names,
             "text": text,
             "processor": getattr(self.trainer, "processing_class", None),
         }
@@ -236,23 +242,27 @@ class Session:
         self._training = None
 
     @contextmanager
-    def evaluation(self, prefix: str, dataset: Any) -> Iterator[None]:
-        """One evaluation, under the prefix that the Trainer gives its metrics."""
+    def evaluation(
+        self, prefix: str, dataset: Any, *, of_split: Mapping[str, Any] = {}, of_pass: Mapping[str, Any] = {}
+    ) -> Iterator[None]:
+        """One evaluation, under the prefix that the Trainer gives its metrics; what else is to be said of it."""
         before, self._evaluation = self._evaluation, OpenPass(split_name(prefix), None)
         with self._recording():
-            self._evaluation = self._begin_evaluation(prefix, dataset)
+            self._evaluation = self._begin_evaluation(prefix, dataset, of_split, of_pass)
         try:
             yield
         finally:
             self._end(self._evaluation)
             self._evaluation = before
 
-    def _begin_evaluation(self, prefix: str, dataset: Any) -> OpenPass:
+    def _begin_evaluation(
+        self, prefix: str, dataset: Any, of_split: Mapping[str, Any], of_pass: Mapping[str, Any]
+    ) -> OpenPass:
         key = prefix, id(dataset)
         if key not in self._evaluation_sets:
             taken = {name for name, _ in self._evaluation_sets.values()}
             wanted = split_name(prefix) if is_readable(dataset) else free_name(split_name(prefix), taken)
-            name = on_first_process(self.trainer, lambda: self._enter(wanted, "eval", dataset))
+            name = on_first_process(self.trainer, lambda: self._enter(wanted, "eval", dataset, of_split))
             self._evaluation_sets[key] = name, dataset
             self._n_examples[name] = size_of(dataset)
         name, _ = self._evaluation_sets[key]
@@ -261,7 +271,7 @@ class Session:
             wait_for_all(self.trainer)  # before another rank's first segment is there to be counted
         index = self._n_passes[name]
         state = self.trainer.state
-        self._writer.begin_pass(name, index, {"epoch": float(state.epoch or 0.0), "step": state.global_step})
+        self._writer.begin_pass(name, index, {"epoch": float(state.epoch or 0.0), "step": state.global_step, **of_pass})
         self._n_passes[name] += 1
         return OpenPass(name, index)
 
@@ -356,18 +366,27 @@ class Session:
             outputs,
             hidden_states=self._settings.hidden_states,
             pooling=self._settings.pooling,
+            task=self.task,
             problem_type=getattr(getattr(self.trainer.model, "config", None), "problem_type", None),
         )
         rows = taken.rows
         own = own_loss(taken.task, batch, outputs, label_smoothing(self.trainer)) if gradients is not None else None
-        check_ids(rows["example"], self._n_examples[split])
+        check_ids(taken.ids, self._n_examples[split])
         rows["step"] = np.full(len(batch.ids), self.trainer.state.global_step, np.int64)
         shapes = row_shapes(rows)
         if self.is_first(split):
             self._describe(split, taken, gradients, own)
             if split == "train":
                 storage, n_examples = self._settings.storage, self._n_examples[split]
-                check_room(self.path, self.trainer, rows, n_examples, storage.keep_epochs, say=self._is_first_rank)
+                check_room(
+                    self.path,
+                    self.trainer,
+                    rows,
+                    n_examples,
+                    storage.keep_epochs,
+                    to_come=self.to_come,
+                    say=self._is_first_rank,
+                )
             self._row_shapes[split] = shapes
         self._row_shapes[split] = expected = {**shapes, **self._row_shapes[split]}
         if any(shapes[name] != expected[name] for name in shapes):
@@ -405,6 +424,8 @@ class Session:
             arrays["loss"] = {"loss": LOSS_NAME[taken.task], **trained_objective(self.trainer)}
         if taken.layers is not None:
             arrays["hidden_states"] = {"layers": taken.layers, "pooling": self._settings.pooling_name}
+        if taken.decoder_layers is not None:
+            arrays["decoder_hidden_states"] = {"layers": taken.decoder_layers, "pooling": self._settings.pooling_name}
         if gradients is not None and own is not None:
             smoothing = label_smoothing(self.trainer)
             loss = LOSS_NAME[taken.task] + (f", with label smoothing {smoothing:g}" if smoothing else "")
@@ -456,7 +477,7 @@ class Session:
         }
 
 
-def row_shapes(rows: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+def row_shapes(rows: Mapping[str, NDArray[Any] | Ragged]) -> dict[str, tuple[int, ...]]:
     """Shape of one row of each array."""
     axes = {name: len(schema.PASS_ARRAYS[name].leading) for name in rows if name in schema.PASS_ARRAYS}
     return {name: rows[name].shape[:axis] + rows[name].shape[axis + 1 :] for name, axis in axes.items()}

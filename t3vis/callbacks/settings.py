@@ -9,6 +9,7 @@ from typing import Any, Literal
 from t3vis.callbacks import provenance
 from t3vis.callbacks.capture import Layers, Pooling
 from t3vis.callbacks.examples import TextColumns
+from t3vis.callbacks.tasks import NAMED_TASKS, NamedTask
 from t3vis.errors import ConfigurationError
 from t3vis.store.options import StorageOptions
 
@@ -32,6 +33,7 @@ class Settings:
     overwrite: bool
     storage: StorageOptions
     heads: bool
+    task: NamedTask | None = None
 
     def __post_init__(self) -> None:
         layers, pooling = self.hidden_states, self.pooling
@@ -50,6 +52,9 @@ class Settings:
             raise ConfigurationError(f"on_error={self.on_error!r}: expected 'warn' or 'raise'.")
         if not isinstance(self.heads, bool):
             raise ConfigurationError(f"heads={self.heads!r}: expected True or False.")
+        if self.task is not None and self.task not in NAMED_TASKS:
+            names = ", ".join(map(repr, NAMED_TASKS))
+            raise ConfigurationError(f"task={self.task!r}: expected {names}, or None to choose by the model.")
         if self.resume and self.overwrite:
             raise ConfigurationError("resume=True and overwrite=True exclude each other; choose one.")
 
@@ -62,6 +67,7 @@ class Settings:
         """What decides how rows look, as JSON takes it; a run is resumed with the same."""
         chosen: dict[str, Any] = {"hidden_states": self.hidden_states, "pooling": self.pooling_name, "text": self.text}
         chosen |= {"heads": True} if self.heads else {}  # runs from before there were any are gone on with
+        chosen |= {"task": self.task} if self.task is not None else {}
         return {name: provenance.jsonable(value) for name, value in chosen.items()}
 
 

@@ -67,8 +67,10 @@ def label_smoothing(trainer: Trainer) -> float:
     return 0.0 if smoother is None else float(smoother.epsilon)
 
 
-def trained_objective(trainer: Trainer) -> dict[str, Any]:
+def trained_objective(trainer: Any) -> dict[str, Any]:
     """Whether what is trained is the loss that is recorded, and if not, what it is."""
+    if not isinstance(trainer, Trainer):
+        return {"trained_objective": "that of the loop", "differs_from_trained": None}
     if getattr(trainer.compute_loss, "__func__", None) is not Trainer.compute_loss:
         objective = f"the compute_loss of {trainer.__class__.__name__}"
     elif trainer.compute_loss_func is not None:

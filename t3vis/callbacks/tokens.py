@@ -1,22 +1,45 @@
-"""What is kept of outputs that a model returns for each token: the loss of an example, never a score per word."""
+"""What is kept of outputs that a model returns for each token: a few numbers of those that have a label."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from t3vis.callbacks.batches import Batch
-from t3vis.callbacks.tasks import IGNORED_LABEL, Task
+from t3vis.callbacks.tasks import IGNORED_LABEL, LANGUAGE_TASKS, Task
+from t3vis.callbacks.token_scores import token_scores
+from t3vis.store.ragged import Ragged
 
-CHUNK_TOKENS = 512  # logits that are widened to float32 at a time
+Rows = dict[str, NDArray[Any] | Ragged]
+
+_INTEGERS, _FLOATS = ("position", "label", "prediction", "rank"), ("logprob", "entropy")
+_OF_LANGUAGE = ("rank", "entropy")
 
 
-def token_rows(batch: Batch, outputs: Mapping[str, Any]) -> tuple[Task, dict[str, Tensor], tuple[str, ...]]:
-    """The task, what is recorded of the examples, and in words what is not.
+@dataclass(frozen=True)
+class Scored:
+    """The scored tokens of a batch, example after example; every array has shape (n_scored,) and is on the host.
+
+    ``example`` is the row of the batch that a token belongs to, ``values`` holds what is known of it: ``position``,
+    ``label``, ``prediction`` and ``rank`` (int32), ``logprob`` and ``entropy`` (float32), ``is_right`` (bool).
+    """
+
+    example: NDArray[np.int64]
+    values: dict[str, NDArray[Any]]
+
+    def sums(self, name: str, n_examples: int) -> NDArray[np.float64]:
+        """Sum over the tokens of each example."""
+        return np.asarray(np.bincount(self.example, self.values[name], n_examples), np.float64)
+
+
+def token_rows(task: Task, batch: Batch, outputs: Mapping[str, Any]) -> tuple[Rows, tuple[str, ...]]:
+    """What is recorded of the examples, and in words what is not.
 
     Parameters
     ----------
@@ -31,43 +54,84 @@ def token_rows(batch: Batch, outputs: Mapping[str, Any]) -> tuple[Task, dict[str
     """
     logits = outputs.get("logits")
     left_out = [] if logits is None else [f"logits of shape {tuple(getattr(logits, 'shape', ()))}"]
-    losses = token_losses(outputs, batch.labels, shifted=batch.shifted)
+    scored = scored_tokens(batch, outputs)
     if batch.paired:
         left_out.append("the loss, which compares with another model")
-        return "preference", _pair_logits(batch, losses), tuple(left_out)
-    if losses is None:
+        return _pair_logits(batch, scored), tuple(left_out)
+    if scored is None:
         left_out.append("the loss of each example")
-        return "other", {}, tuple(left_out)
-    nll, is_labelled = (batch.own(part, "outputs") for part in losses)
-    return "other", {"loss": (nll * is_labelled).sum(1) / is_labelled.sum(1)}, tuple(left_out)
+        return {}, tuple(left_out)
+    names = [name for name in scored.values if name not in _OF_LANGUAGE or task in LANGUAGE_TASKS]
+    return example_rows(scored, names, len(batch.ids)), tuple(left_out)
 
 
-def token_losses(outputs: Mapping[str, Any], labels: Tensor | None, *, shifted: bool) -> tuple[Tensor, Tensor] | None:
-    """Negative log-likelihood of the gold token of each position, and whether there is one: shape (n, n_tokens) each.
+def example_rows(scored: Scored, names: list[str], n_examples: int) -> Rows:
+    """Mean loss, fraction right and number of tokens of each example, and its values of each of these ``names``."""
+    lengths = np.bincount(scored.example, minlength=n_examples)
+    rows: Rows = {"n_tokens": lengths.astype(np.int32)}
+    with np.errstate(invalid="ignore"):  # the mean of no tokens is NaN
+        rows["loss"] = (-scored.sums("logprob", n_examples) / lengths).astype(np.float32)
+        if "is_right" in scored.values:
+            rows["token_accuracy"] = (scored.sums("is_right", n_examples) / lengths).astype(np.float32)
+    ragged = {name: scored.values[name] for name in names if name != "is_right"}
+    return rows | {f"token_{name}": Ragged.with_lengths(values, lengths) for name, values in ragged.items()}
 
-    ``None`` where the outputs and labels do not tell.
-    """
+
+def scored_tokens(batch: Batch, outputs: Mapping[str, Any]) -> Scored | None:
+    """The tokens that have a label, and what was predicted there; ``None`` where outputs and labels do not tell."""
     log_probs, is_labelled, logits = (outputs.get(name) for name in ("log_probs", "label_mask", "logits"))
     if isinstance(log_probs, Tensor) and isinstance(is_labelled, Tensor):
-        return F.pad(-log_probs.float(), (0, 1)), F.pad(is_labelled, (0, 1))
+        return _of_fused_head(batch, outputs)
+    labels = batch.labels
     if not isinstance(logits, Tensor) or logits.dim() != 3 or labels is None or labels.shape != logits.shape[:2]:
         return None
-    gold = gold_tokens(labels.to(logits.device), logits.shape[2], shifted=shifted)
-    scores, wanted = torch.split(logits.flatten(0, 1), CHUNK_TOKENS), torch.split(gold.flatten(), CHUNK_TOKENS)
-    losses = [F.cross_entropy(s.float(), w, reduction="none") for s, w in zip(scores, wanted, strict=True)]
-    return torch.cat(losses).view_as(gold), gold != IGNORED_LABEL
+    batch.check_rows(logits, "outputs")
+    labels = labels.to(logits.device)
+    is_class = gold_tokens(labels, logits.shape[2], shifted=False) != IGNORED_LABEL
+    rows, columns = is_class.nonzero(as_tuple=True)
+    example, position = batch.places(rows, columns)
+    if batch.shifted:  # the first token of an example is not predicted from one before it
+        follows = position > 0
+        rows, columns, example, position = (each[follows] for each in (rows, columns, example, position))
+    label = labels[rows, columns]
+    found = token_scores(logits, rows, columns - int(batch.shifted), label)
+    values = {"position": position, "label": label, **vars(found), "is_right": found.prediction == label}
+    return _on_host(example, values)
 
 
 def gold_tokens(labels: Tensor, n_classes: int, *, shifted: bool) -> Tensor:
     """The class that each position is to predict, ``IGNORED_LABEL`` where there is none; shape (n, n_tokens)."""
-    gold = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL) if shifted else labels
+    gold = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL) if shifted else labels
     return gold.where((gold >= 0) & (gold < n_classes), IGNORED_LABEL)
 
 
-def _pair_logits(batch: Batch, losses: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
+def _of_fused_head(batch: Batch, outputs: Mapping[str, Any]) -> Scored:
+    """What a head says that never makes the logits: of each position but the first."""
+    log_probs = outputs["log_probs"]
+    batch.check_rows(log_probs, "outputs")
+    rows, before = outputs["label_mask"].nonzero(as_tuple=True)
+    columns = before + 1
+    example, position = batch.places(rows, columns)
+    values = {"position": position}
+    if batch.labels is not None and batch.labels.shape == (len(log_probs), log_probs.shape[1] + 1):
+        values["label"] = batch.labels.to(rows.device)[rows, columns]
+    of_each = {"logprob": log_probs, "entropy": outputs.get("entropy"), "is_right": outputs.get("is_top1")}
+    return _on_host(example, values | {k: v[rows, before] for k, v in of_each.items() if isinstance(v, Tensor)})
+
+
+def _on_host(example: Tensor, values: Mapping[str, Tensor]) -> Scored:
+    """Copied to the host in two parts: whole numbers, and the rest."""
+    integers, floats = ([name for name in names if name in values] for names in (_INTEGERS, _FLOATS))
+    is_right = [values["is_right"]] if "is_right" in values else []
+    whole = torch.stack([part.int() for part in (example, *(values[name] for name in integers), *is_right)])
+    found = dict(zip(("example", *integers, "is_right"), whole.cpu().numpy(), strict=False))
+    found |= dict(zip(floats, torch.stack([values[name].float() for name in floats]).cpu().numpy(), strict=True))
+    return Scored(found.pop("example"), found)
+
+
+def _pair_logits(batch: Batch, scored: Scored | None) -> Rows:
     """Log-probability of the chosen and of the rejected completion, shape (n, 2)."""
-    if losses is None:
+    if scored is None:
         return {}
-    nll, is_labelled = losses
-    batch.own(nll, "outputs")
-    return {"logits": -(nll * is_labelled).sum(1).view(2, len(batch.ids)).T}
+    n = len(batch.ids)
+    return {"logits": scored.sums("logprob", 2 * n).reshape(2, n).T.astype(np.float32)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 from transformers import Trainer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from t3vis.callbacks.tasks import Task
 from t3vis.errors import ConfigurationError
 
 _GENERATES = "it trains on completions that it generates anew in every step, several for each prompt"
@@ -34,16 +35,20 @@ def check_trainer(trainer: Trainer) -> None:
         )
 
 
+def checkpoint_of(trainer: Trainer) -> Path:
+    """Where the Trainer saves its model at this step."""
+    folder = trainer._get_output_dir(trial=getattr(trainer, "_trial", None))
+    return Path(folder, f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}")
+
+
 def pairs_examples(trainer: Trainer) -> bool:
     """Whether a batch holds a chosen completion of each example, then a rejected one of each."""
     return _is_of_trl(trainer, "DPOTrainer")
 
 
-def shifts_labels(trainer: Trainer) -> bool:
-    """Whether the label of a position is the token that follows it; the Trainer itself does not know it of GPT-2."""
-    model: Any = trainer.model
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter of PEFT
-    return bool(trainer._loss_shifts_labels) or type(inner).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+def shifts_labels(trainer: Trainer, task: Task | None) -> bool:
+    """Whether the label of a position is the token that follows it: by the task, else by what the Trainer says."""
+    return bool(trainer._loss_shifts_labels) if task is None else task == "causal_lm"
 
 
 def _is_of_trl(trainer: Trainer, name: str) -> bool:

@@ -19,7 +19,7 @@ Compression = Literal["lz4", "bitround"] | None
 
 COMPRESSIONS: tuple[Compression, ...] = (None, "lz4", "bitround")
 LEVEL = 5
-ROUNDED_ARRAY = "hidden_states"
+ROUNDED_ARRAYS = ("hidden_states", "decoder_hidden_states")
 KEPT_MANTISSA_BITS = 7
 _FLOAT16_MANTISSA_BITS = 10
 
@@ -70,8 +70,8 @@ def encoder(compression: Compression, dtype: np.dtype[Any]) -> Codec | None:
 
 
 def rounded(compression: Compression, name: str, rows: NDArray[Any]) -> NDArray[Any]:
-    """Rows of one array as they are stored: rounded, if that was asked for and it is the array of hidden states."""
-    if compression == "bitround" and name == ROUNDED_ARRAY:
+    """Rows of one array as they are stored: rounded, if that was asked for and they are hidden states."""
+    if compression == "bitround" and name in ROUNDED_ARRAYS:
         return bitrounded(rows)
     return rows
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from t3vis.errors import ConfigurationError, StoreError
 from t3vis.store import schema
 from t3vis.store.checksums import checksums_below
-from t3vis.store.codecs import COMPRESSIONS, ROUNDED_ARRAY, Compression, codec_metadata, encoder, rounded
+from t3vis.store.codecs import COMPRESSIONS, ROUNDED_ARRAYS, Compression, codec_metadata, encoder, rounded
 from t3vis.store.commits import commit_of, committed_passes
 from t3vis.store.integrity import Meter, Progress, about, problems_of_shard, shards_of
 from t3vis.store.sealed import SealedArray, open_sealed
@@ -21,6 +21,7 @@ from t3vis.store.segments import split_names, unsealed_passes
 from t3vis.store.shard import shard_path, write_rows
 
 KEEP: Literal["keep"] = "keep"
+_STATES = "hidden_states"  # whose layers are chosen; where none is, those of a decoder go too
 
 
 def compact(
@@ -102,7 +103,7 @@ class _Plan:
     def arrays(self) -> Iterator[tuple[str, SealedArray]]:
         """The sealed arrays that are kept."""
         for name, spec in schema.STORED_ARRAYS.items():
-            if schema.node_exists(self.path / name) and not (name == ROUNDED_ARRAY and self.layers == ()):
+            if schema.node_exists(self.path / name) and not (name in ROUNDED_ARRAYS and self.layers == ()):
                 yield name, open_sealed(self.path / name, spec.row_axis)
 
     def shards(
@@ -112,7 +113,7 @@ class _Plan:
         for leading, rows, file in shards_of(array, (index,), array.shape[array.row_axis]):
             if not file.is_file():
                 continue
-            if name != ROUNDED_ARRAY or self.layers is None:
+            if name != _STATES or self.layers is None:
                 yield leading, leading, rows, file
             elif leading[1] in self.layers:
                 yield leading, (index, self.layers.index(leading[1])), rows, file
@@ -151,10 +152,10 @@ def _kept_layers(
     split: Path, attributes: dict[str, Any], keep: Collection[int] | None, drop: Collection[int]
 ) -> tuple[int, ...] | None:
     """Positions of the layers to keep, ``None`` for all."""
-    if not schema.node_exists(split / ROUNDED_ARRAY) or (keep is None and not drop):
+    if not schema.node_exists(split / _STATES) or (keep is None and not drop):
         return None
-    n_layers = open_sealed(split / ROUNDED_ARRAY, 2).shape[1]
-    layers: list[int] = attributes["arrays"].get(ROUNDED_ARRAY, {}).get("layers", list(range(n_layers)))
+    n_layers = open_sealed(split / _STATES, 2).shape[1]
+    layers: list[int] = attributes["arrays"].get(_STATES, {}).get("layers", list(range(n_layers)))
     absent = sorted({*(keep or ()), *drop} - set(layers))
     if absent:
         raise ConfigurationError(f"{split} holds no hidden state {absent[0]}; it holds {layers}.")
@@ -211,12 +212,14 @@ def _copy_metadata(source: Path, target: Path) -> None:
 def _write_split(plan: _Plan, target: Path, meter: Meter) -> None:
     """Write what is kept of a split; each commit after the shards that it vouches for."""
     arrays = dict(plan.attributes["arrays"])
-    if ROUNDED_ARRAY in arrays and plan.layers is not None:
-        said = arrays.pop(ROUNDED_ARRAY)
+    if plan.layers == ():
+        arrays.pop("decoder_hidden_states", None)
+    if _STATES in arrays and plan.layers is not None:
+        said = arrays.pop(_STATES)
         if plan.layers:
             layers = said.get("layers")
             chosen = {} if layers is None else {"layers": [layers[position] for position in plan.layers]}
-            arrays[ROUNDED_ARRAY] = {**said, **chosen}
+            arrays[_STATES] = {**said, **chosen}
     schema.write_metadata(target, schema.group_metadata({**plan.attributes, "arrays": arrays}))
     schema.write_metadata(target / "segments", schema.group_metadata())
     schema.write_metadata(target / "commits", schema.group_metadata())
@@ -266,12 +269,12 @@ def _writer_of(plan: _Plan, name: str, array: SealedArray, target: Path, said: d
     inner = metadata["codecs"][0]["configuration"]["codecs"]
     shape = list(array.shape)
     shape[0] = min(shape[0], max(plan.passes, default=-1) + 1)
-    if name == ROUNDED_ARRAY and plan.layers is not None:
+    if name == _STATES and plan.layers is not None:
         shape[1] = len(plan.layers)
     compression = plan.compression
     recoded = compression != KEEP and (
         inner[1:] != list(codec_metadata(compression, array.dtype))
-        or (compression == "bitround" and name == ROUNDED_ARRAY)
+        or (compression == "bitround" and name in ROUNDED_ARRAYS)
     )
     if compression != KEEP:
         inner[1:] = codec_metadata(compression, array.dtype)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from t3vis.errors import StoreError
 from t3vis.store import schema, segments
+from t3vis.store.checkpoints import Checkpoint, checkpoints
 from t3vis.store.commits import commit_of, committed_passes
 from t3vis.store.indexing import Indices
 from t3vis.store.ragged import Ragged
@@ -49,6 +50,16 @@ class Pass:
     n_never: int
     sealed: bool
     attributes: dict[str, Any]
+    _reader: PassReader = field(repr=False, compare=False)
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint of the model that belongs to the pass, if one was saved and is still there.
+
+        Of an epoch it is the last one saved in it, at its end at the latest; of an evaluation that of the very model
+        that was evaluated. A copy at a URL has none.
+        """
+        return self._reader.checkpoint(self)
 
 
 class PassReader:
@@ -166,7 +177,17 @@ class PassReader:
             n_never=known["n_never"],
             sealed=sealed is not None,
             attributes=known,
+            _reader=self,
         )
+
+    def checkpoint(self, of: Pass) -> Checkpoint | None:
+        """The checkpoint that belongs to a pass."""
+        if not isinstance(self._run_path, Path):
+            return None
+        first = last = of.attributes.get("model_step", of.step)
+        if self.kind == "train":
+            first, last = of.attributes["first_step"] + 1, of.last_step + 1
+        return next((known for known in reversed(checkpoints(self._run_path)) if first <= known.step <= last), None)
 
     def _merge(self, index: int) -> segments.Merge:
         found = segments.list_segments(as_path(self.path), index)

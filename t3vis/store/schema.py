@@ -110,8 +110,46 @@ PASS_ARRAYS: dict[str, ArraySpec] = {
             "<f4",
             np.nan,
             "the task's own loss of this example, unreduced, from its logits and label: cross-entropy in nats for "
-            "single-label, mean binary cross-entropy in nats for multi-label, mean squared error for regression; "
-            "NaN where the example was not seen or has no label",
+            "single-label and multiple choice, mean binary cross-entropy in nats for multi-label, mean squared error "
+            "for regression, mean of the negative log-probabilities of start and end for question answering, mean "
+            "negative log-likelihood of the scored tokens for tasks of tokens (its exponential is the perplexity); NaN "
+            "where the example was not seen or has no label",
+        ),
+        ArraySpec(
+            "n_tokens",
+            "<i4",
+            -1,
+            "how many tokens of the example were scored; -1 where it was not seen",
+        ),
+        ArraySpec(
+            "token_accuracy",
+            "<f4",
+            np.nan,
+            "fraction of the example's scored tokens that were predicted right; NaN where there are none",
+        ),
+        ArraySpec(
+            "span_logprob",
+            "<f4",
+            np.nan,
+            "log-probabilities, in nats, of the gold start and of the gold end of an answer, among the tokens that are "
+            "not padding; NaN where there is none",
+            trailing=("edge",),
+        ),
+        ArraySpec(
+            "span_prediction",
+            "<i4",
+            -1,
+            "first and last token of the predicted answer, as positions in the input, padding included: the pair with "
+            "the largest sum of logits, the first not after the last; -1 where the example was not seen",
+            trailing=("edge",),
+        ),
+        ArraySpec(
+            "span_label",
+            "<i4",
+            -1,
+            "first and last token of the gold answer, as positions in the input, padding included; -1 where there is "
+            "none",
+            trailing=("edge",),
         ),
         ArraySpec(
             "hidden_states",
@@ -119,6 +157,15 @@ PASS_ARRAYS: dict[str, ArraySpec] = {
             np.nan,
             "hidden states of each recorded layer, pooled over the example's tokens; index 0 of all layers is the "
             "output of the embeddings; values beyond the range of float16 are saturated; NaN where not seen",
+            leading=("layer",),
+            trailing=("hidden",),
+        ),
+        ArraySpec(
+            "decoder_hidden_states",
+            "<f2",
+            np.nan,
+            "of an encoder-decoder, hidden states of each recorded layer of the decoder, pooled over its tokens, where "
+            "hidden_states are those of the encoder; otherwise like these",
             leading=("layer",),
             trailing=("hidden",),
         ),
@@ -213,7 +260,7 @@ PASS_ARRAYS: dict[str, ArraySpec] = {
 STORED_ARRAYS: dict[str, ArraySpec] = {part.name: part for spec in PASS_ARRAYS.values() for part in spec.parts}
 """The arrays of a pass as they are stored, by their path in the split: ragged ones as values and offsets."""
 
-THINNED = ("hidden_states",)
+THINNED = ("hidden_states", "decoder_hidden_states")
 """Arrays of which ``keep_epochs`` keeps the last passes only; they are most of what is recorded."""
 
 EXAMPLE_ID = ArraySpec("example", "<i8", -1, "id of the example that each row of the segment belongs to")

@@ -11,6 +11,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema, segments
 from t3vis.store.buffer import Buffer, Column, Rows, chosen_rows, n_rows_of, row_shape
+from t3vis.store.checkpoints import noted
 from t3vis.store.codecs import rounded
 from t3vis.store.commits import (
     commit_of,
@@ -77,6 +79,7 @@ class RunWriter:
         self._start_step = start_step
         self._parent = parent
         self._saved_steps: list[int] = []
+        self._checkpoints: list[dict[str, Any]] = []
         self._options = StorageOptions.of(path)
         self._started = _now()
         self._buffers: dict[str, Buffer] = {}
@@ -204,8 +207,13 @@ class RunWriter:
                 self._hand_over(name)
         self._collect(wait=True)
 
-    def save_point(self, step: int) -> None:
+    def save_point(self, step: int, checkpoint: Path | None = None) -> None:
         """Flush, and note that there is a checkpoint of the model after ``step`` steps, from which training may go on.
+
+        Parameters
+        ----------
+        checkpoint
+            Where it is, for those who want to load the model as it was; noted by the first process.
 
         Raises
         ------
@@ -213,6 +221,9 @@ class RunWriter:
             As ``flush``.
         """
         self._saved_steps.append(step)
+        if checkpoint is not None and self.rank == 0:
+            with suppress(OSError):  # deleted already, by who keeps but a few, or not to be read
+                self._checkpoints.append(noted(self.path, checkpoint, step))
         self._note_attempt()
         self.flush()
 
@@ -452,6 +463,7 @@ class RunWriter:
             "first_error": self._first_error,
             "complete": self._complete,
             "saved_steps": self._saved_steps,
+            "checkpoints": self._checkpoints,
             "parent": self._parent,
         }
         node = self.path / "attempts" / schema.rank_name(self.attempt, self.rank)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from t3vis.callbacks.batches import Batch
-from t3vis.callbacks.capture import captured, chosen_layers, pool, pooled
+from t3vis.callbacks.capture import captured, chosen_layers, pool, pooled, task_of_batch
 from t3vis.errors import ConfigurationError
 
 STATE = torch.tensor([[[1.0, 10], [2, 20], [6, 60]], [[4, 40], [8, 80], [99, 99]], [[99, 99], [5, 50], [7, 70]]])
@@ -100,3 +100,46 @@ def test_rows_of_a_batch() -> None:
     assert rows["logits"].dtype == np.float32
     np.testing.assert_allclose(rows["loss"], [0.40760596, np.nan, 2.40760596], rtol=1e-6)
     assert rows["hidden_states"].tolist() == [[[12, 120], [16, 160], [14, 140]]]
+
+
+TOKENS = {"logits": torch.zeros(2, 4, 3)}
+SEVERAL = torch.zeros(2, 3, 4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kind", "task"),
+    [
+        (TOKENS, {"labels": torch.zeros(2, 4)}, "token_classification"),
+        (TOKENS, {"labels": torch.zeros(2, 4), "shifted": True}, "causal_lm"),
+        (TOKENS, {"labels": torch.zeros(2)}, "other"),
+        (TOKENS, {"paired": True}, "preference"),
+        ({"logits": None, "log_probs": torch.zeros(2, 3)}, {}, "causal_lm"),
+        ({"start_logits": torch.zeros(2, 4)}, {}, "question_answering"),
+        ({"logits": torch.zeros(2, 3)}, {"main": SEVERAL}, "multiple_choice"),
+        ({"logits": torch.zeros(2, 3)}, {"main": SEVERAL[:, 0]}, "single_label"),
+        ({"logits": None}, {}, "other"),
+    ],
+)
+def test_the_task_of_outputs(outputs: Any, kind: dict[str, Any], task: str) -> None:
+    batch = Batch(**{"ids": torch.tensor([0, 1]), "labels": None, "mask": None, "main": None, "training": True, **kind})
+    assert task_of_batch(batch, outputs, None, None) == task
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs"),
+    [
+        ("causal_lm", {"logits": torch.zeros(2, 3)}),
+        ("single_label", TOKENS),
+        ("multiple_choice", {"logits": None}),
+        ("question_answering", TOKENS),
+    ],
+)
+def test_outputs_of_another_task(task: Any, outputs: Any) -> None:
+    batch = Batch(torch.tensor([0, 1]), None, None, None, training=True)
+    with pytest.raises(ConfigurationError, match=f"the task is {task}, but the model returned logits"):
+        task_of_batch(batch, outputs, task, None)
+
+
+def test_states_of_choices_are_averaged() -> None:
+    vectors = pooled([STATE[[0, 1, 0, 0]]], MASK[[0, 1, 0, 0]], "mean", n_choices=2)
+    assert vectors.tolist() == [[[4.5, 45], [3, 30]]]

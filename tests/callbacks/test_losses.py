@@ -154,7 +154,7 @@ def test_outputs_for_each_token(name: str, tmp_path: Path, caplog: pytest.LogCap
     """The scores of every token are never recorded; the loss is the mean over the tokens that have a label."""
     model = TOKENS[name]()
     run = recorded(tmp_path, model=model, options={"data_collator": tags})
-    assert run.train.arrays == ["loss", "hidden_states", "step", "visits"]
+    assert run.train.arrays == ["loss", "n_tokens", "token_accuracy", "hidden_states", "step", "visits"]
     assert [p.n_seen for p in run.epochs] == [41, 41]
     model.eval()
     for i, row in enumerate(tiny_rows()):

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, set_seed
 from transformers.trainer_callback import ExportableState
 
 from t3vis import RecorderCallback, open_run
-from tests.callbacks.tiny import OwnModel, as_dataset, tiny_model, tiny_rows, tiny_trainer
+from tests.callbacks.tiny import OwnModel, as_dataset, pad, tiny_model, tiny_rows, tiny_trainer
 
 LEARNING = {
     "learning_rate": 1e-2,
@@ -86,6 +86,16 @@ def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: value for key, value in entry.items() if not timed(key)} for entry in history]
 
 
+def next_tokens(rows: Any) -> Any:
+    """Collate: the labels of a language model are its inputs."""
+    batch = pad(rows)
+    return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+
+def language_model() -> Any:
+    return tiny_model("gpt2", auto=AutoModelForCausalLM, resid_pdrop=0.3)
+
+
 TRAININGS: dict[str, dict[str, Any]] = {
     "bert": {},
     "gpt2": {"model": lambda: with_dropout("gpt2")},
@@ -94,6 +104,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "heads of layers that share a module": {"heads": True, "model": lambda: with_dropout("albert")},
     "heads and activation checkpointing": {"heads": True, "activation_checkpointing": True},
     "tuples": {"model": lambda: tiny_model(hidden_dropout_prob=0.3, return_dict=False)},
+    "scores of tokens": {"model": language_model, "options": {"data_collator": next_tokens}},
     "workers": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "num_train_epochs": 2},
     "activation checkpointing": {"activation_checkpointing": True, "num_train_epochs": 2},
     "label smoothing and metrics": {"label_smoothing_factor": 0.1, "options": {"compute_metrics": accuracy}},

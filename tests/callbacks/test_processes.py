@@ -115,5 +115,7 @@ def test_fsdp2(tmp_path: Path) -> None:
     for epoch in (0, 1):
         check_pass(run.train, epoch, model, tiny_rows())
         check_pass(run.evals["eval"], epoch, model, tiny_rows(9, seed=1))
+    for index in (0, 1, 2):
+        check_pass(run.evals["probe"], index, model, tiny_rows())
     assert run.train.visits[:].sum() == 2 * 48
     check_heads(run.train, model, tiny_rows())

@@ -4,9 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM
 
-from t3vis.callbacks.tasks import sequence_task, unreduced_loss
+from t3vis.callbacks.settings import Settings
+from t3vis.callbacks.tasks import sequence_task, task_of_model, unreduced_loss
 from t3vis.errors import ConfigurationError
+from t3vis.store.options import StorageOptions
+from tests.callbacks.tiny import tiny_model
 
 LOGITS = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]])
 
@@ -64,3 +71,48 @@ def test_the_loss_of_half_precision_logits_is_taken_in_float32() -> None:
     loss = unreduced_loss("single_label", LOGITS.bfloat16(), torch.tensor([2, 1]))
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, torch.tensor([0.40760596, 3.09492296]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto", "task"),
+    [
+        ("bert", "SequenceClassification", None),
+        ("bert", "MultipleChoice", "multiple_choice"),
+        ("bert", "QuestionAnswering", "question_answering"),
+        ("roberta", "TokenClassification", "token_classification"),
+        ("distilbert", "MaskedLM", "masked_lm"),
+        ("gpt2", "CausalLM", "causal_lm"),
+        ("bart", "Seq2SeqLM", "seq2seq_lm"),
+        ("bart", "CausalLM", "causal_lm"),
+        ("vit", "ImageClassification", None),
+    ],
+)
+def test_the_task_of_a_model(kind: str, auto: str, task: str | None) -> None:
+    assert task_of_model(tiny_model(kind, auto=getattr(transformers, f"AutoModelFor{auto}"))) == task
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")  # peft uses it
+def test_the_task_of_a_model_under_another_name() -> None:
+    model = tiny_model("llama", auto=AutoModelForCausalLM)
+    own = type("Own", (type(model),), {})
+    assert task_of_model(own(model.config)) == "causal_lm"
+    assert task_of_model(torch.compile(model, backend="eager")) == "causal_lm"
+    assert task_of_model(get_peft_model(model, LoraConfig(target_modules=["q_proj"]))) == "causal_lm"
+    assert task_of_model(nn.Linear(1, 1)) is None
+
+
+def test_a_task_that_there_is_not() -> None:
+    task: Any = "translation"
+    with pytest.raises(ConfigurationError, match="task='translation': expected 'single_label', 'multi_label', "):
+        Settings(
+            hidden_states="all",
+            pooling="mean",
+            text="auto",
+            id_column=None,
+            on_error="warn",
+            resume=False,
+            overwrite=False,
+            storage=StorageOptions(None, "process", None),
+            heads=False,
+            task=task,
+        )

@@ -57,8 +57,15 @@ def check_language(run: Run, split: Any, model: Any, rows: Rows, *, n_passes: in
         with torch.no_grad():
             outputs = model(**inputs, output_hidden_states=True)
         states = outputs.get("hidden_states") or outputs["encoder_hidden_states"]
+        shift = 0 if model.config.is_encoder_decoder else 1
+        at = [t for t, label in enumerate(row["labels"]) if label >= 0 and t >= shift]
+        gold = torch.tensor([row["labels"][t] for t in at])
+        log_probs = outputs.logits[0].log_softmax(-1)[[t - shift for t in at], gold]
         for index in range(n_passes):
             np.testing.assert_allclose(split.loss[index, i], outputs.loss, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(split.ragged("token_logprob")[index, i], log_probs, rtol=1e-3, atol=1e-5)
+            assert split.ragged("token_position")[index, i].tolist() == at
+            assert split.ragged("token_label")[index, i].tolist() == gold.tolist()
             own = torch.stack(states)[:, 0].mean(1).detach()
             np.testing.assert_allclose(split.hidden_states[index, :, i], own, rtol=2e-3, atol=2e-3)
             assert split.length[i] == len(row["input_ids"])
@@ -146,10 +153,10 @@ def test_sft_trainer(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Pa
     rows, model = with_token_labels(tiny_rows(21)), language_model()
     sft(tmp_path, tokenizer, model, rows=rows, eval_strategy="epoch", **SFT[name]).train()
     run = open_run(tmp_path / "run.zarr")
-    assert run.train.arrays[:2] == ["loss", "hidden_states"]
+    assert run.train.arrays[:2] == ["loss", "n_tokens"]
     check_language(run, run.train, model, rows)
     check_language(run, run.evals["eval"], model, rows[:9])
-    assert run.train.attributes["task"] == "other"
+    assert run.train.attributes["task"] == "causal_lm"
 
 
 def test_packing_is_refused_by_name(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

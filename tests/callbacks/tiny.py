@@ -67,6 +67,14 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 40,
     },
+    "vit": {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
     "bart": {
         "d_model": 16,
         "encoder_layers": 2,
@@ -80,7 +88,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "decoder_start_token_id": EOS,
     },
 }
-MODELS = tuple(_CONFIGS)
+MODELS = tuple(kind for kind in _CONFIGS if kind != "vit")
 
 
 def tiny_model(

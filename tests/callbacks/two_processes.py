@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.distributed import all_gather_object
 
-from t3vis import ConfigurationError, RecorderCallback
+from t3vis import ConfigurationError, Recorder, RecorderCallback
 from tests.callbacks.tiny import (
     NumberedStream,
     PlainDataset,
@@ -23,6 +23,7 @@ from tests.callbacks.tiny import (
     tiny_trainer,
 )
 
+TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 ORDER = [*range(40, -1, -2), *range(1, 41, 2)]
 
 
@@ -59,12 +60,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def trains(directory: Path, name: str, **settings: Any) -> Any:
     recorder: dict[str, Any] = {"id_column": "number"} if isinstance(settings.get("train"), NumberedStream) else {}
     recorder |= {option: settings.pop(option, False) for option in ("resume", "heads")}
+    recorder |= {"probe": settings.pop("probe", None)}
     return tiny_trainer(
         directory / name / "out",
         RecorderCallback(directory / name / "run.zarr", **recorder),
-        model=tiny_model(),
-        ddp_backend="gloo",
-        **settings,
+        **{"model": tiny_model(), "ddp_backend": "gloo", **settings},
     )
 
 
@@ -96,10 +96,26 @@ def is_interrupted(directory: Path, name: str) -> Path:
 
 
 def main(directory: Path, what: str) -> None:
-    if what == "fsdp":
+    if what == "loop":
+        torch.distributed.init_process_group("gloo")
+        try:
+            Recorder(directory / "run.zarr", tiny_model(), dataset=as_dataset(tiny_rows()))
+        except ConfigurationError as error:
+            (directory / f"refused{torch.distributed.get_rank()}").write_text(str(error))
+    elif what == "probe":
+        for name, probe in (("plain", None), ("probed", "train")):
+            torch.manual_seed(5)
+            dropout = tiny_model(hidden_dropout_prob=0.3)
+            settings = {"learning_rate": 1e-2, "gradient_accumulation_steps": 2, "logging_steps": 1}
+            trainer = trains(directory, name, model=dropout, probe=probe, **settings)
+            trainer.train()
+            states = {"weights": trainer.model.state_dict(), "random": torch.get_rng_state()}
+            history = [{**entry, **dict.fromkeys(TIMES, 0)} for entry in trainer.state.log_history]
+            torch.save({**states, "history": history}, directory / name / f"rank{trainer.args.process_index}.pt")
+    elif what == "fsdp":
         layers = {"transformer_layer_cls_to_wrap": "BertLayer"}
         settings = {"eval_dataset": held_out(), "eval_strategy": "epoch"}
-        trains(directory, "fsdp", heads=True, fsdp=True, fsdp_config=layers, **settings).train()
+        trains(directory, "fsdp", heads=True, probe="train", fsdp=True, fsdp_config=layers, **settings).train()
     else:
         lives(directory)
         for name, settings in SETTINGS.items():

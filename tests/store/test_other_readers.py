@@ -57,12 +57,20 @@ def store(request, tmp_path_factory):
 def rows_with_everything(examples, step, compression):
     """A batch with all arrays of a pass, its hidden states rounded already where that is how they are stored."""
     rows, n_rows = rows_of(examples, step), len(examples)
-    rows["hidden_states"] = rounded(compression, "hidden_states", rows["hidden_states"])
+    states = rows["hidden_states"]
     own = {
+        name: rounded(compression, name, values) for name, values in zip(schema.THINNED, (states, -states), strict=True)
+    }
+    own |= {
         "labels": np.arange(n_rows),
         "targets": np.linspace(-1, 1, 2 * n_rows, dtype=np.float32).reshape(n_rows, 2),
         "length": np.arange(n_rows, dtype=np.int32),
         "head_gradients": np.linspace(-1, 1, 6 * n_rows, dtype=np.float32).reshape(2, n_rows, 3),
+        "n_tokens": np.arange(n_rows, dtype=np.int32) % 4,
+        "token_accuracy": np.linspace(0, 1, n_rows, dtype=np.float32),
+        "span_logprob": np.linspace(-2, 0, 2 * n_rows, dtype=np.float32).reshape(n_rows, 2),
+        "span_prediction": np.arange(2 * n_rows, dtype=np.int32).reshape(n_rows, 2),
+        "span_label": np.arange(2 * n_rows, dtype=np.int32).reshape(n_rows, 2)[::-1],
     }
     lengths = np.asarray(examples) % 4
     for name, spec in schema.PASS_ARRAYS.items():

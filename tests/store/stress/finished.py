@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import zarr
 
-from t3vis.store.reader import Pass, Split, open_run
+from t3vis.store.passes import Pass
+from t3vis.store.reader import Split, open_run
 
 from .folder import Checkpoint, Folder
 from .plan import Ints, Plan, check_owners, epoch_of, origins, visit_steps

@@ -100,7 +100,9 @@ class _Run:
 
     def _until_killed(self, attempt: Attempt, kind: Kind | None) -> bool:
         """Let the attempt run until it was killed; whether it came to its end before."""
-        kill = {"trainer": self._trainer_killer, "writer": self._writer_killer, None: lambda: _nobody}[kind]()
+        kill: Callable[[Attempt], bool] = _nobody
+        if kind is not None:
+            kill = self._trainer_killer() if kind == "trainer" else self._writer_killer()
         deadline = time.monotonic() + PATIENCE
         self._sealers_killed_early = self._sealers.n_killed
         while attempt.is_running:
