@@ -1,0 +1,66 @@
+// What the server is asked. Columns are held as typed arrays by their URL, which names their content.
+
+const ROOT = "/api/v1";
+const TYPES = { u1: Uint8Array, u2: Uint16Array, f4: Float32Array };
+const MOST_HELD = 40;
+
+/** @type {Map<string, Promise<any>>} */
+const held = new Map();
+
+/** @returns {Promise<any>} what the server says, or an error with its message */
+async function asked(path, options) {
+  for (;;) {
+    const answer = await fetch(ROOT + path, options);
+    if (answer.ok && answer.status !== 202) return answer;
+    if (answer.status !== 202) throw new Error((await answer.json().catch(() => ({}))).error ?? answer.statusText);
+    await new Promise((go) => setTimeout(go, 1000)); // it is being computed
+  }
+}
+
+const asJson = async (path, options) => (await asked(path, options)).json();
+
+export const run = () => asJson("/run");
+export const columns = (split) => asJson(`/splits/${encodeURIComponent(split)}/columns`);
+export const example = (split, id) => asJson(`/splits/${encodeURIComponent(split)}/examples/${id}`);
+
+/** @returns {Promise<{text: string}[]>} */
+export const rows = async (split, ids) =>
+  (await asJson(`/splits/${encodeURIComponent(split)}/rows?ids=${ids.join(",")}`)).rows;
+
+/** @returns {Promise<Int32Array>} ids of the examples that contain a text */
+export async function search(split, wanted) {
+  const answer = await asked(`/splits/${encodeURIComponent(split)}/search?q=${encodeURIComponent(wanted)}`);
+  return new Int32Array(await answer.arrayBuffer());
+}
+
+/** Work of the model on single examples. */
+export const probe = (what) =>
+  asJson("/probe", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(what) });
+
+/**
+ * The values of a column.
+ * @returns {Promise<{info: any, values: Float32Array | Uint8Array | Uint16Array}>}
+ */
+export function column(info) {
+  let found = held.get(info.url);
+  if (!found) {
+    found = fetched(info);
+    found.catch(() => held.delete(info.url));
+  }
+  held.delete(info.url);
+  held.set(info.url, found); // the last one used goes last
+  if (held.size > MOST_HELD) held.delete(held.keys().next().value);
+  return found;
+}
+
+async function fetched(info) {
+  const answer = await asked(info.url.slice(ROOT.length));
+  return { info, values: new TYPES[info.dtype](await answer.arrayBuffer()) };
+}
+
+/** Calls back whenever something new has been recorded; returns how to stop. */
+export function follow(callback) {
+  const source = new EventSource(`${ROOT}/events`);
+  source.addEventListener("state", (event) => callback(JSON.parse(event.data)));
+  return () => source.close();
+}

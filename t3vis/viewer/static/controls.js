@@ -1,0 +1,85 @@
+// Small controls that several views share.
+
+import { html, useEffect, useState } from "./vendor/htm-preact.js";
+import { shownNumber } from "./data.js";
+import { histogram } from "./filters.js";
+import { extent } from "./scale.js";
+
+/** A list of columns, in their groups. */
+export function Choice({ label, infos, value, onChoose, empty = null }) {
+  const groups = new Map();
+  for (const info of infos) groups.set(info.group, [...(groups.get(info.group) ?? []), info]);
+  return html`<label class="choice"><span>${label}</span>
+    <select value=${value} onChange=${(event) => onChoose(event.target.value)}>
+      ${empty !== null && html`<option value="">${empty}</option>`}
+      ${[...groups].map(([group, members]) => html`<optgroup label=${group}>
+        ${members.map((info) => html`<option value=${info.id} selected=${info.id === value} title=${info.description}>${info.title}${info.pass === null || info.kind === "coordinate" ? "" : ` (${group})`}</option>`)}
+      </optgroup>`)}
+    </select></label>`;
+}
+
+/** What the colours mean; a click on a category keeps or leaves out its examples. */
+export function Legend({ legend, filters, store, onScale }) {
+  if (legend.kind === "number")
+    return html`<div class="legend number"><b>${legend.title}</b>
+      <div class="bar">${legend.gradient.map((color) => html`<i style=${{ background: color }} />`)}</div>
+      <div class="ends"><span>${shownNumber(legend.low)}</span><span>${shownNumber(legend.high)}</span></div>
+      <label>scale <select value=${legend.scale} onChange=${(event) => onScale(event.target.value)}>
+        ${["linear", "quantile", "log"].map((name) => html`<option value=${name} selected=${name === legend.scale}>${name}</option>`)}
+      </select></label></div>`;
+  const chosen = filters.find((filter) => filter.id === legend.id)?.codes;
+  const toggle = (code) => {
+    const all = legend.entries.map((entry) => entry.code);
+    const now = chosen ?? all;
+    const next = now.includes(code) ? (chosen ? now.filter((other) => other !== code) : [code]) : [...now, code];
+    const rest = filters.filter((filter) => filter.id !== legend.id);
+    store.set({ filters: next.length === 0 || next.length === all.length ? rest : [...rest, { id: legend.id, codes: next }] });
+  };
+  return html`<div class="legend category"><b>${legend.title}</b>
+    <ul>${legend.entries.map((entry) => html`<li><button type="button" aria-pressed=${chosen ? chosen.includes(entry.code) : false}
+      class=${chosen && !chosen.includes(entry.code) ? "off" : ""} onClick=${() => toggle(entry.code)}>
+      <i style=${{ background: entry.color }} /> ${entry.name} <small>${entry.count.toLocaleString("en")}</small></button></li>`)}</ul></div>`;
+}
+
+/** A range of a number, with a histogram of what there is. */
+export function Range({ data, filter, onChange, onRemove }) {
+  const [column, setColumn] = useState(null);
+  const [error, setError] = useState("");
+  useEffect(() => {
+    data.column(filter.id).then(setColumn, (problem) => setError(problem.message));
+  }, [data, filter.id]);
+  if (error) return html`<p class="error" role="alert">${error}</p>`;
+  if (!column) return html`<p class="waiting">Computing…</p>`;
+  const { info, values } = column;
+  const [lowest, highest] = extent(values);
+  const [low, high] = [filter.low ?? lowest, filter.high ?? highest];
+  const counts = histogram(values, lowest, highest, 40);
+  const tallest = Math.max(...counts, 1);
+  const step = (highest - lowest) / 1000 || 1;
+  const slider = (which, value) => html`<input type="range" aria-label=${`${info.title}, ${which}`} min=${lowest} max=${highest} step=${step}
+    value=${value} onInput=${(event) => onChange(limited(which, Number(event.target.value), low, high, lowest, highest))} />`;
+  return html`<fieldset class="range"><legend>${info.title}${info.pass === null ? "" : `, ${info.group}`}
+    <button type="button" title="Remove this filter" onClick=${onRemove}>×</button></legend>
+    <svg viewBox="0 0 40 10" preserveAspectRatio="none" aria-hidden="true">${Array.from(counts, (count, i) => {
+      const from = lowest + ((highest - lowest) * i) / 40;
+      const inside = from + (highest - lowest) / 40 >= low && from <= high;
+      return html`<rect x=${i + 0.05} width="0.9" y=${10 - (10 * count) / tallest} height=${(10 * count) / tallest} class=${inside ? "in" : "out"} />`;
+    })}</svg>
+    ${slider("lowest", low)}${slider("highest", high)}
+    <div class="ends"><span>${shownNumber(low)}</span><span>${shownNumber(high)}</span></div></fieldset>`;
+}
+
+function limited(which, value, low, high, lowest, highest) {
+  const [a, b] = which === "lowest" ? [Math.min(value, high), high] : [low, Math.max(value, low)];
+  return { low: a <= lowest ? undefined : a, high: b >= highest ? undefined : b };
+}
+
+/** Categories of which those that are ticked pass. */
+export function Categories({ data, filter, onChange, onRemove }) {
+  const info = data.infos.get(filter.id);
+  const toggle = (code, on) => onChange({ codes: on ? [...filter.codes, code] : filter.codes.filter((other) => other !== code) });
+  return html`<fieldset class="categories"><legend>${info.title}${info.pass === null ? "" : `, ${info.group}`}
+    <button type="button" title="Remove this filter" onClick=${onRemove}>×</button></legend>
+    <ul>${info.categories.map((name, code) => html`<li><label><input type="checkbox" checked=${filter.codes.includes(code)}
+      onChange=${(event) => toggle(code, event.target.checked)} /> ${name}</label></li>`)}</ul></fieldset>`;
+}
