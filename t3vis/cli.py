@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 import t3vis
-from t3vis.commands import analyses, demo, figures, info, maps, stores, view
+from t3vis.commands import analyses, attention, demo, explain, figures, heads, info, maps, stores, view
 from t3vis.errors import T3VisError
 
-GROUPS = (demo, info, analyses, figures, maps, view, stores)
+GROUPS = (demo, info, analyses, figures, maps, attention, heads, explain, view, stores)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         sys.stderr.close()
         return 1
+    except (OSError, ImportError) as error:  # a disk that cannot be written, an extra that is not installed
+        print(f"t3vis: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("t3vis: interrupted", file=sys.stderr)
+        return 130  # as shells have it
     return 0
 
 

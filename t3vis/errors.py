@@ -19,3 +19,7 @@ class RecordingError(T3VisError):
 
 class AnalysisError(T3VisError, ValueError):
     """Arrays that an analysis cannot work on, such as shapes that disagree."""
+
+
+class ProbingError(T3VisError, ValueError):
+    """A model, or examples, that cannot be probed as asked."""

@@ -14,6 +14,7 @@ from t3vis.analyze import (
     analyzed_difficulty,
     analyzed_drift,
     analyzed_outliers,
+    analyzed_progress,
     analyzed_separability,
     analyzed_suspects,
 )
@@ -47,6 +48,19 @@ RANKINGS: dict[str, Callable[[Run, Split], NDArray[Any]]] = {
     "ambiguous": lambda run, split: analyzed_data_map(run, split).variability,
 }
 """Quantities by which examples can be ranked, each high for those that come first."""
+
+
+RANKED_BY = {
+    "outlier": "outlier_score",
+    "moved": "displacement",
+    "new-neighbours": "neighbourhood_change",
+    "flipped": "flips",
+    "learned-last": "first_learned",
+    "forgotten": "forgetting_events",
+    "el2n": "el2n",
+    "ambiguous": "variability",
+}
+"""Names of these quantities in `t3vis.analyze.MEANINGS`."""
 
 
 def ranked_rows(run: Run, split: Split, by: str, n_rows: int) -> Rows:
@@ -87,7 +101,7 @@ def suspect_rows(run: Run, split: Split, n_rows: int) -> Rows:
             "example": str(example),
             "score": f"{suspects.score[example]:.3f}",
             "label": label_text(split, labels[example]),
-            "suggested": label_text(split, suspects.suggested_label[example]),
+            "suggested": label_text(split, suggested) if (suggested := suspects.suggested_label[example]) >= 0 else "",
             "confidence": f"{mapped.confidence[example]:.3f}",
             "variability": f"{mapped.variability[example]:.3f}",
             "correctness": f"{mapped.correctness[example]:.2f}",
@@ -149,11 +163,13 @@ def findings(run: Run, split: Split, *, burn_in: int = 0, burn_out: int | None =
     else:
         lines = [f"{split.name}: {split.n_examples:,} examples over {len(split.passes)} passes, without logits"]
     for what, lines_of in (
+        ("passes", _of_progress),
         ("label quality", _of_suspects),
         ("difficulty", _of_difficulty),
         ("layers", _of_layers),
         ("outliers", _of_outliers),
         ("drift", _of_drift),
+        ("map", _of_map),
     ):
         try:
             lines += lines_of(run, split)
@@ -182,10 +198,22 @@ def _of_data_map(run: Run, split: Split, burn_in: int, burn_out: int | None) -> 
     return lines
 
 
+def _of_progress(run: Run, split: Split) -> list[str]:
+    figures = analyzed_progress(run, split).figures
+    return [
+        f"  {what}, pass by pass: " + " ".join(f"{value:.3f}" for value in figures[name])
+        for name, what in (("accuracy", "accuracy"), ("loss", "mean loss"))
+        if name in figures
+    ]
+
+
 def _of_suspects(run: Run, split: Split) -> list[str]:
     suspects = analyzed_suspects(run, split)
-    n_suspects = int((suspects.suggested_prob > 1 - suspects.score).sum())
-    return [f"  labels less credible than another: {n_suspects:,} (t3vis suspects {run.path})"]
+    if split.attributes["task"] == "regression":  # no other number is suggested
+        what, mask = "labels more suspicious than credible", suspects.score > 1 / 2
+    else:
+        what, mask = "labels less credible than another", suspects.suggested_prob > 1 - suspects.score
+    return [f"  {what}: {int(mask.sum()):,} (t3vis suspects {run.path})"]
 
 
 def _of_difficulty(run: Run, split: Split) -> list[str]:
@@ -218,3 +246,11 @@ def _of_drift(run: Run, split: Split) -> list[str]:
     if len(known):
         lines.append(f"  neighbours in the last layer that are new since then: {known.mean():.0%}")
     return lines
+
+
+def _of_map(run: Run, split: Split) -> list[str]:
+    from t3vis.analyze_projection import last_map  # openTSNE and scikit-learn take a second to load
+
+    found = last_map(run, split)
+    measures = ", ".join(f"{name.replace('_', ' ')} {estimate.value:.3f}" for name, estimate in found.quality.items())
+    return [f"  map {found.name} of {found.n_seen:,} examples: {measures} (t3vis project {run.path})"]

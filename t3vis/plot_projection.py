@@ -163,15 +163,17 @@ def _size_and_alpha(n_examples: int) -> tuple[float, float]:
     """Smaller and fainter with the logarithm of the number of points."""
     decades = np.log10(np.clip(n_examples, 50, 200_000))
     known = np.log10([50, 500, 5_000, 50_000, 200_000])
+    # Where many colours lie over each other, fainter ones mix to colours that are in no legend.
     return float(np.interp(decades, known, [60, 26, 8, 1.6, 0.6])), float(
-        np.interp(decades, known, [1, 0.9, 0.7, 0.5, 0.4])
+        np.interp(decades, known, [1, 0.9, 0.8, 0.8, 0.8])
     )
 
 
 def _scatter(ax: Axes, places: NDArray[np.float64], n_examples: int, **style: Any) -> PathCollection:
     size, alpha = _size_and_alpha(n_examples)
     rasterized = n_examples > MAX_VECTOR_MARKERS
-    return ax.scatter(places[:, 0], places[:, 1], s=size, alpha=alpha, linewidths=0, rasterized=rasterized, **style)
+    style = {"alpha": alpha, "linewidths": 0, "rasterized": rasterized, **style}
+    return ax.scatter(places[:, 0], places[:, 1], s=size, **style)
 
 
 def _draw_classes(
@@ -184,8 +186,8 @@ def _draw_classes(
     looks = _looks(known.tolist(), class_names, is_marked=len(places) <= MAX_MARKED)
     for marker in sorted({look.marker for look in looks.values()}):
         chosen = np.isin(labels, [label for label, look in looks.items() if look.marker == marker])
-        colors = [looks[label].color for label in labels[chosen].tolist()]
-        _scatter(ax, places[chosen], len(places), color=colors, marker=marker)
+        colors = np.array([to_rgb(look.color) for look in looks.values()])
+        _scatter(ax, places[chosen], len(places), color=colors[np.searchsorted(known, labels[chosen])], marker=marker)
     _scatter(ax, places[labels < 0], len(places), color=UNKNOWN, marker="o")
     order = known[np.argsort(-counts, kind="stable")].tolist()
     n_of = dict(zip(known.tolist(), counts.tolist(), strict=True))
@@ -225,10 +227,10 @@ def _draw_values(figure: Figure, ax: Axes, places: NDArray[np.float64], values: 
         _legend(
             ax, [_swatch(Look(UNKNOWN, "o", ""), f"not measured ({np.count_nonzero(unknown):,})")], "", is_short=True
         )
-    points = _scatter(ax, places[~unknown], len(places), c=values[~unknown], cmap=TRUST, vmin=0, vmax=1, marker="o")
+    style = {"c": values[~unknown], "cmap": TRUST, "vmin": 0, "vmax": 1, "marker": "o"}
+    points = _scatter(ax, places[~unknown], len(places), alpha=1, **style)
     beside = figure.add_axes(((MAP_LEFT + MAP_SIDE + 0.35) / WIDTH, MAP_BOTTOM / HEIGHT, 0.22 / WIDTH, 4.2 / HEIGHT))
     bar = figure.colorbar(points, cax=beside)
-    bar.set_alpha(1)  # the points are faint, their colours are not
     bar.outline.set_visible(False)
     beside.tick_params(colors=GREY, labelsize=9, length=3, width=0.7)
     beside.set_title(name, loc="left", pad=10, color=INK, fontsize=10.5, parse_math=False)
@@ -243,7 +245,7 @@ def _name_on_map(ax: Axes, places: NDArray[np.float64], labels: NDArray[np.integ
         x, y = _densest(places[labels == label])
         dark = 0.7 * np.array(to_rgb(look.color))
         text = ax.text(x, y, _short(look.name, 26), fontsize=size, color=dark, ha="center", va="center", zorder=5)
-        text.set(parse_math=False, fontweight="bold", path_effects=[withStroke(linewidth=2, foreground="white")])
+        text.set(parse_math=False, fontweight="bold", path_effects=[withStroke(linewidth=3, foreground="white")])
         box = text.get_window_extent()
         if any(box.overlaps(other) for other in written) or box.x0 < frame.x0 or box.x1 > frame.x1:
             text.remove()

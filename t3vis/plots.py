@@ -1,4 +1,4 @@
-"""Matplotlib figures of the analyses: the data map, and the trajectories of single examples.
+"""Matplotlib figures of the analyses: the data map, and what all figures share.
 
 They are built on `matplotlib.figure.Figure`, never through pyplot: nothing global changes and nothing has to be
 closed. The colours hold for colour-blind readers, and markers and sizes repeat what the colours say.
@@ -6,8 +6,8 @@ closed. The colours hold for colour-blind readers, and markers and sizes repeat 
 
 from __future__ import annotations
 
+import io
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from t3vis.analysis.data_map import DataMap
 
-__all__ = ["plot_data_map", "plot_trajectories", "write_figure"]
+__all__ = ["as_svg", "plot_data_map", "write_figure"]
 
 CORRECTNESS_COLORS = LinearSegmentedColormap.from_list(
     "t3vis.correctness", ["#9c1127", "#e0603f", "#e9a83b", "#4f9fc8", "#134a8a"]
@@ -49,10 +49,10 @@ MAP_LEFT, MAP_BOTTOM, MAP_WIDTH, MAP_HEIGHT = 0.72, 0.92, 6.0, 4.4
 LEGEND_ROW = HEIGHT - 0.72
 X_LIMITS, Y_LIMITS = (-0.015, 0.515), (-0.045, 1.045)
 N_HEXAGONS_ACROSS = 58
-MAX_RINGS = 10_000
+MAX_RINGS = 1_000
+"""More rings than this paint over the map."""
 MAX_VECTOR_MARKERS = 2_000
 """More markers than this are an image inside an SVG or PDF: 25,000 of them would take megabytes."""
-MAX_TRAJECTORIES = 12
 
 
 def plot_data_map(
@@ -83,7 +83,7 @@ def plot_data_map(
     max_points
         The most examples to be drawn one by one.
     seed
-        Picks the rings to draw if there are more than 10,000; the legend then says so.
+        Picks the rings to draw if there are more than 1,000; the legend then says so.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def plot_data_map(
             f"none of the {drawable.size:,} examples can be drawn: each was never seen or has no label; "
             "pass the data map of a split with labelled examples, after some training."
         )
-    ringed = None if highlight is None else np.unique(_example_ids(highlight, drawable.size))
+    ringed = None if highlight is None else np.unique(example_ids(highlight, drawable.size))
     cloud = Cloud(
         data_map.variability[drawable],
         data_map.confidence[drawable],
@@ -114,7 +114,7 @@ def plot_data_map(
         n_levels=data_map.n_epochs if data_map.n_epochs <= MAX_LEVELS else 5,
     )
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=150, facecolor="white")
-    ax = _axes(figure, MAP_LEFT, MAP_BOTTOM, MAP_WIDTH, MAP_HEIGHT)
+    ax = axes_at(figure, MAP_LEFT, MAP_BOTTOM, MAP_WIDTH, MAP_HEIGHT)
     ax.set(xlim=X_LIMITS, ylim=Y_LIMITS)
     if cloud.confidence.size <= max_points:
         _draw_points(ax, cloud)
@@ -123,58 +123,10 @@ def plot_data_map(
     if ringed is not None:
         _draw_rings(ax, data_map, ringed[drawable[ringed]], ringed.size, highlight_label, seed)
     _name_regions(ax, data_map.n_epochs)
-    _style(ax, "variability", "confidence")
+    quieten(ax, "variability", "confidence")
     _draw_histograms(figure, cloud)
-    _write_text(figure, title or "Data map", _footer(data_map, drawable))
+    write_heading(figure, title or "Data map", _footer(data_map, drawable))
     return figure
-
-
-def plot_trajectories(
-    gold_probs: ArrayLike,
-    *,
-    ids: Sequence[int] | NDArray[np.integer],
-    names: Sequence[str] | None = None,
-    title: str | None = None,
-) -> Figure:
-    """Gold-label probability over the epochs, one small panel per example, the others in grey behind it.
-
-    Parameters
-    ----------
-    gold_probs
-        Shape (n_epochs, n_examples), in [0, 1]; NaN in an epoch in which the example was not seen leaves a gap.
-    ids
-        The examples to draw, in this order: 1 to 12 columns of ``gold_probs``.
-    names
-        Their texts, one for each id, shortened to two lines.
-    title
-        Heading of the figure.
-
-    Raises
-    ------
-    AnalysisError
-        If ``gold_probs`` is not two-dimensional, has no epoch, or has values outside [0, 1]; if there are no ids,
-        more than 12, or one out of range; if there are not as many names as ids.
-    """
-    probs = np.asarray(gold_probs, dtype=np.float64)
-    if probs.ndim != 2 or probs.shape[0] == 0:
-        raise AnalysisError(
-            f"gold_probs must have shape (n_epochs, n_examples) with at least one epoch, not {probs.shape}; "
-            "pass the probabilities of the gold label only."
-        )
-    chosen = _example_ids(ids, probs.shape[1])
-    if not 1 <= chosen.size <= MAX_TRAJECTORIES:
-        raise AnalysisError(f"ids has {chosen.size} examples; choose 1 to {MAX_TRAJECTORIES} to draw.")
-    if names is not None and len(names) != chosen.size:
-        raise AnalysisError(f"names has {len(names)} texts but ids has {chosen.size}; pass one text for each id.")
-    lines = probs[:, chosen]
-    if np.any((lines < 0) | (lines > 1 + 1e-6)):  # a softmax in float32 can end a hair above one
-        raise AnalysisError(
-            f"gold_probs has values in [{np.nanmin(lines):g}, {np.nanmax(lines):g}] but probabilities lie in "
-            "[0, 1]; pass probabilities, not logits."
-        )
-    texts = [""] * chosen.size if names is None else names
-    captions = [_caption(example_id, text) for example_id, text in zip(chosen, texts, strict=True)]
-    return _draw_trajectories(lines, captions, title)
 
 
 def write_figure(figure: Figure, path: str | Path) -> None:
@@ -199,6 +151,14 @@ def write_figure(figure: Figure, path: str | Path) -> None:
     # Without a salt the ids in an SVG are random. The salt cannot be passed to savefig.
     with matplotlib.rc_context({"svg.hashsalt": "t3vis"}):
         figure.savefig(path, format=suffix[1:], metadata=undated[suffix])
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as the text of an SVG file, without a background; equal figures give equal text."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "t3vis"}):
+        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    return text.getvalue()
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,7 +331,7 @@ def _draw_histograms(figure: Figure, cloud: Cloud) -> None:
         ("correctness", cloud.steps[cloud.nearest_level], np.linspace(-half, 1 + half, cloud.n_levels + 2)),
     ]
     for row, (name, values, edges) in enumerate(panels):
-        ax = _axes(figure, 7.55, MAP_BOTTOM + 1.66 * (2 - row), 2.25, 1.08)
+        ax = axes_at(figure, 7.55, MAP_BOTTOM + 1.66 * (2 - row), 2.25, 1.08)
         floor = np.zeros(edges.size - 1)
         for level, step in enumerate(cloud.steps):
             # Rounding can leave a mean of ones a hair above one, where a histogram would drop it.
@@ -385,7 +345,7 @@ def _draw_histograms(figure: Figure, cloud: Cloud) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(_short))
         if name == "correctness":
             ax.set_xticks(cloud.steps, [f"{step:.2g}" for step in cloud.steps])
-        _style(ax, name, "examples")
+        quieten(ax, name, "examples")
 
 
 def _footer(data_map: DataMap, drawable: NDArray[np.bool_]) -> str:
@@ -404,36 +364,7 @@ def _footer(data_map: DataMap, drawable: NDArray[np.bool_]) -> str:
     return "  ·  ".join(parts)
 
 
-def _draw_trajectories(gold_probs: NDArray[np.float64], captions: Sequence[str], title: str | None) -> Figure:
-    """Draw each column of `gold_probs`, shape (n_epochs, n_chosen), in a panel of its own."""
-    n_columns = min(4, len(captions))
-    n_rows = -(-len(captions) // n_columns)
-    width, height = max(0.9 + 2.4 * n_columns, 5.0), 1.0 + 1.95 * n_rows
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    epochs = np.arange(gold_probs.shape[0])
-    for panel, caption in enumerate(captions):
-        row, column = divmod(panel, n_columns)
-        panel_width = (width - 0.7) / n_columns
-        ax = _axes(figure, 0.65 + column * panel_width, height - 2.2 - 1.95 * row, panel_width - 0.25, 1.2)
-        ax.plot(epochs, np.delete(gold_probs, panel, axis=1), color=PALE, linewidth=1)
-        ax.plot(epochs, gold_probs[:, panel], color=CORRECTNESS_COLORS(1.0), marker="o", markersize=4, clip_on=False)
-        ax.set_title(caption, loc="left", fontsize=8.5, color=INK, parse_math=False)
-        ax.set(xlim=(-0.3, epochs[-1] + 0.3), ylim=(0, 1), yticks=(0, 0.5, 1))
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        is_lowest = panel + n_columns >= len(captions)
-        ax.tick_params(labelbottom=is_lowest, labelleft=column == 0)
-        _style(ax, "epoch" if is_lowest else "", "probability" if column == 0 else "")
-    _write_text(figure, title or "Gold-label probability by epoch", "")
-    return figure
-
-
-def _caption(example_id: int, name: str) -> str:
-    """Write the id above at most two lines of the text."""
-    lines = textwrap.wrap(name, width=32, max_lines=2, placeholder=" …", break_on_hyphens=False)
-    return "\n".join([f"example {example_id}", *lines])
-
-
-def _example_ids(chosen: ArrayLike, n_examples: int) -> NDArray[np.int64]:
+def example_ids(chosen: ArrayLike, n_examples: int) -> NDArray[np.int64]:
     """Ids from a boolean mask or from ids, checked."""
     ids = np.asarray(chosen)
     if ids.dtype == bool and ids.shape != (n_examples,):
@@ -510,13 +441,13 @@ def _legend(
     ax.add_artist(legend)
 
 
-def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+def axes_at(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
     """Axes at a place in inches."""
     across, up = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
-def _style(ax: Axes, x_label: str, y_label: str) -> None:
+def quieten(ax: Axes, x_label: str, y_label: str) -> None:
     """Make the axes quiet: no box, thin grey lines."""
     ax.set_facecolor("none")
     ax.set_axisbelow(True)
@@ -528,7 +459,7 @@ def _style(ax: Axes, x_label: str, y_label: str) -> None:
     ax.set_ylabel(y_label, color=INK, fontsize=10.5)
 
 
-def _write_text(figure: Figure, title: str, footer: str) -> None:
+def write_heading(figure: Figure, title: str, footer: str) -> None:
     """Write heading and footer, in which a dollar sign is a dollar sign and starts no formula."""
     width, height = figure.get_size_inches()
     plain = {"x": 0.2 / width, "ha": "left", "parse_math": False}

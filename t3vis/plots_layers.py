@@ -25,6 +25,8 @@ CELL_INCHES = 0.62
 MAX_CELLS_WITH_NUMBERS = 400
 ROW_INCHES = 0.24
 MAX_NAME = 40
+MAX_CLASSES = 100
+"""Of more classes than this, those with the lowest medians are drawn."""
 
 
 def plot_layers(
@@ -85,11 +87,13 @@ def plot_classes(
     values: NDArray[np.floating],
     labels: NDArray[np.integer],
     *,
-    class_names: Sequence[str] | None = None,
     quantity: str = "confidence",
+    class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Median and quartiles of a quantity in every class, the lowest median first, and how many examples each has.
+    """Median and quartiles of a quantity by class, the lowest median at the top, and how many examples each has.
+
+    Of more than 100 classes, the 100 with the lowest medians are drawn.
 
     Parameters
     ----------
@@ -97,10 +101,10 @@ def plot_classes(
         Shape (n_examples,); NaN where not known.
     labels
         Shape (n_examples,); negative where there is none.
-    class_names
-        By label; by default their numbers.
     quantity
         What the values are.
+    class_names
+        By label; by default their numbers.
     title
         Heading of the figure.
 
@@ -113,7 +117,8 @@ def plot_classes(
     shown = np.flatnonzero(summary.n_known)
     if not shown.size:
         raise AnalysisError(f"no class has a known {quantity}; pass a split with labelled examples, after training.")
-    shown = shown[np.argsort(-summary.quantiles[shown, 1], kind="stable")]
+    n_classes = len(shown)
+    shown = shown[np.argsort(summary.quantiles[shown, 1], kind="stable")][:MAX_CLASSES][::-1]
     names = [_name(class_names, int(label)) for label in shown]
     left = 0.5 + 0.085 * max(map(len, names))
     figure = Figure(figsize=(left + 5.6, 1.5 + ROW_INCHES * len(shown)), dpi=150, facecolor="white")
@@ -125,7 +130,10 @@ def plot_classes(
     ax.set_yticks(place, names)
     for text in ax.get_yticklabels():
         text.set_parse_math(False)
-    ax.set(ylim=(-0.7, len(shown) - 0.3), xlabel=f"{quantity}: median and quartiles")
+    ax.set(
+        ylim=(-0.7, len(shown) - 0.3),
+    )
+    ax.set_xlabel(f"{quantity}: median and quartiles", color=INK, fontsize=10)
     ax.grid(True, axis="x", color=PALE, linewidth=0.7)
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)
@@ -134,7 +142,10 @@ def plot_classes(
         # In units of the axes across, of the classes up.
         ax.text(1.03, y, f"{count:,}", transform=ax.get_yaxis_transform(), va="center", fontsize=8, color=GREY)
     _quiet(ax)
-    _write_title(figure, title or f"{quantity} by class", "at the right: examples of the class")
+    footer = "at the right: examples of the class"
+    if n_classes > MAX_CLASSES:
+        footer = f"the {MAX_CLASSES} lowest of {n_classes:,} classes; {footer}"
+    _write_title(figure, title or f"{quantity.capitalize()} by class", footer)
     return figure
 
 
@@ -160,15 +171,14 @@ def _heat_map(
     width, height = cell * len(columns), cell * len(rows)
     figure = Figure(figsize=(max(width + 2.2, 5.2), height + 1.75), dpi=150, facecolor="white")
     ax = _axes(figure, 0.85, 0.95, width, height)
-    image = ax.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    image = ax.imshow(values, cmap="cividis_r", vmin=low, vmax=high, aspect="auto")
     ax.set_xlabel(names[1], color=INK, fontsize=10)
     ax.set_ylabel(names[0], color=INK, fontsize=10)
     _number_ticks(ax, rows, columns)
     if values.size <= MAX_CELLS_WITH_NUMBERS:
         for (i, j), value in np.ndenumerate(values):
             if not np.isnan(value):
-                # Cividis is dark below its middle.
-                is_dark = value < (low + high) / 2
+                is_dark = value > (low + high) / 2
                 ax.text(j, i, _short(value), ha="center", va="center", fontsize=8, color="white" if is_dark else INK)
     bar = _axes(figure, 0.85 + width + 0.2, 0.95, 0.16, height)
     figure.colorbar(image, cax=bar)
@@ -192,7 +202,10 @@ def _short(value: float) -> str:
 
 def _name(class_names: Sequence[str] | None, label: int) -> str:
     name = class_names[label] if class_names is not None and label < len(class_names) else str(label)
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+    if len(name) <= MAX_NAME:
+        return name
+    # Names of many classes begin alike, and differ at the end.
+    return f"{name[: MAX_NAME // 2]}…{name[len(name) - MAX_NAME // 2 + 1 :]}"
 
 
 def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

@@ -10,5 +10,5 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and the te
 
 
 def pytest_xdist_auto_num_workers():
-    """One more than there are cores: many tests wait for other processes."""
-    return min((os.cpu_count() or 1) + 1, 8)
+    """Two more than there are cores: many tests wait for other processes, or for the disk."""
+    return min((os.cpu_count() or 1) + 2, 8)

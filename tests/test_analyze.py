@@ -4,11 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from t3vis import open_run
 from t3vis.analysis.data_map import data_map
 from t3vis.analysis.drift import cka
 from t3vis.analysis.generalised import multi_label_map, regression_map
+from t3vis.analysis.generalised_quality import multi_label_suspects, regression_suspects
+from t3vis.analysis.label_quality import suspected_errors
 from t3vis.analyze import (
     analyzed_data_map,
     analyzed_difficulty,
@@ -17,14 +20,18 @@ from t3vis.analyze import (
     analyzed_separability,
     analyzed_suspects,
 )
+from t3vis.analyze_projection import analyzed_projection
 from t3vis.errors import AnalysisError
-from t3vis.findings import class_rows, findings
+from t3vis.findings import class_rows, findings, suspect_rows
+from t3vis.store.commits import thin
+from t3vis.store.examples import Columns, ExamplesWriter
 from t3vis.store.reader import Run
 from t3vis.store.results import read_result
+from t3vis.store.seal import seal_pass
 from t3vis.store.writer import create_run
 
 N_LAYERS, HIDDEN = 3, 6
-RESULTS = ["data_map", "difficulty", "drift", "label_quality", "layer_drift", "outliers", "separability"]
+RESULTS = ["data_map", "difficulty", "drift", "label_quality", "layer_drift", "outliers", "progress", "separability"]
 
 
 def recorded(
@@ -38,18 +45,25 @@ def recorded(
     n_outputs: int = 3,
     hidden: bool = True,
     logits: bool = True,
+    texts: list[str] | None = None,
+    class_names: list[str] | None = None,
     spoil=lambda rows: None,
 ) -> Run:
     """A run whose logits and hidden states follow the labels more from epoch to epoch."""
     rng = np.random.default_rng(0)
     if labels is None:
         labels = rng.integers(0, n_outputs, n_examples)
-    targets = labels if task == "single_label" else rng.integers(0, 2, (n_examples, n_outputs)).astype(np.float32)
+    has_class = task in ("single_label", "multiple_choice")
+    targets = labels if has_class else rng.integers(0, 2, (n_examples, n_outputs)).astype(np.float32)
     writer = create_run(path, {"model": {"class": "Tiny"}})
     name = "train" if kind == "train" else "eval"
     writer.add_split(name, {"kind": kind, "mode": kind, "n_examples": n_examples, "fingerprint": "f"})
     arrays = {"hidden_states": {"layers": list(range(N_LAYERS))}} if hidden else {}
-    writer.describe(name, {"task": task, "class_names": None, "arrays": arrays})
+    writer.describe(name, {"task": task, "class_names": class_names, "arrays": arrays})
+    if texts is not None:
+        examples = ExamplesWriter(path / name / "examples", n_examples)
+        examples.add(Columns(texts={"text": texts}))
+        examples.close()
     drawn = rng.normal(size=(n_examples, HIDDEN))
     for epoch in epochs:
         writer.begin_pass(name, epoch, {"epoch": epoch, "step": 5 * epoch})
@@ -65,7 +79,7 @@ def recorded(
             rows["hidden_states"] = (drawn + noise + pull[:, :HIDDEN]).astype(np.float16)
         if not logits:
             del rows["logits"]
-        rows["labels" if task == "single_label" else "targets"] = targets
+        rows["labels" if has_class else "targets"] = targets
         order = rows["example"]
         for array in rows:
             if array not in ("example", "step"):
@@ -73,6 +87,8 @@ def recorded(
         spoil(rows)
         writer.log(name, rows)
     writer.close()
+    for epoch in epochs:
+        seal_pass(path, name, epoch)
     return open_run(path)
 
 
@@ -96,6 +112,21 @@ def test_each_result_is_what_the_analysis_says_and_says_what_it_is_of(tmp_path):
         assert (attributes["mode"], attributes["fingerprint"], len(attributes["passes"])) == ("train", "f", 3), name
         assert "parameters" in attributes
         assert "t3vis" in attributes
+
+
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_every_array_and_every_result_carries_its_mode(tmp_path, kind):
+    run = recorded(tmp_path / "run.zarr", kind=kind, n_examples=12)
+    split = run.splits[kind]
+    findings(run, split)
+    class_rows(run, split)
+    analyzed_projection(run, split, pass_index=1)
+    assert {split.array(name).attributes["mode"] for name in split.arrays} == {kind}
+    groups = dict(zarr.open_group(run.path / "analysis" / kind, mode="r").groups())
+    assert groups.keys() > {*RESULTS, "neighbours_p0000_l02", "tsne_p0000_l02_still", "tsne_p0001_l02"}
+    for name, group in groups.items():
+        assert group.attrs["mode"] == kind, name
+        assert {array.attrs["mode"] for _, array in group.arrays()} == {kind}, name
 
 
 def test_what_is_read_from_the_store_is_what_was_computed(tmp_path):
@@ -134,6 +165,43 @@ def test_only_what_is_stale_is_computed_again(tmp_path):
     writer.close()
     findings(run, run.train)
     assert all(stamps(run)[name] != after[name] for name in RESULTS)
+
+
+def test_what_other_code_has_computed_is_computed_again(tmp_path, monkeypatch):
+    run = recorded(tmp_path / "run.zarr")
+    analyzed_suspects(run, run.train)
+    result = read_result(run.path, "train", "label_quality")
+    monkeypatch.setattr("t3vis.analyze.code_version", lambda: "another")
+    again = analyzed_suspects(run, run.train)
+    assert read_result(run.path, "train", "label_quality").attributes["t3vis"] == "another"
+    assert result.attributes["t3vis"] != "another"
+    np.testing.assert_array_equal(again.score, result.columns["score"])
+
+
+def test_what_is_in_progress_is_no_end_of_a_change(tmp_path):
+    run = recorded(tmp_path / "run.zarr")
+    before = analyzed_drift(run, run.train)
+    writer = create_run(run.path, {}, start_step=15, resume=True)
+    writer.begin_pass("train", 3, {"epoch": 3, "step": 15})
+    states = np.ones((N_LAYERS, 1, HIDDEN), np.float16)
+    writer.log("train", {"example": np.array([4]), "step": np.array([15]), "hidden_states": states})
+    writer.close()
+    after = analyzed_drift(run, run.train)
+    assert after.passes == (0, 2)
+    np.testing.assert_array_equal(after.cka, before.cka)
+    assert analyzed_separability(run, run.train).passes == [0, 1, 2]
+    assert np.isfinite(analyzed_outliers(run, run.train).knn_distance).all()
+
+
+def test_states_that_are_no_longer_kept_are_not_asked_for(tmp_path):
+    run = recorded(tmp_path / "run.zarr")
+    thin(run.path / "train", 0)
+    assert analyzed_drift(run, run.train).passes == (1, 2)
+    assert analyzed_separability(run, run.train).passes == [1, 2]
+    run = recorded(tmp_path / "short.zarr", epochs=(0, 1))
+    thin(run.path / "train", 0)
+    with pytest.raises(AnalysisError, match="hidden states of a single pass"):
+        analyzed_drift(run, run.train)
 
 
 def test_evaluations_are_kept_apart_from_training(tmp_path):
@@ -202,15 +270,16 @@ def test_duplicates_lie_at_distance_zero_and_break_nothing(tmp_path):
 @pytest.mark.parametrize("n_examples", [1, 3])
 def test_a_handful_of_examples(tmp_path, n_examples):
     run = recorded(tmp_path / "run.zarr", n_examples=n_examples)
-    assert not [line for line in findings(run, run.train) if "not computed" in line]
+    (line,) = [line for line in findings(run, run.train) if "not computed" in line]
+    assert line.startswith(f"  map: not computed; {n_examples} examples of ")
     assert len(analyzed_suspects(run, run.train).ranking()) == n_examples
 
 
 def test_without_hidden_states_the_rest_is_there(tmp_path):
     run = recorded(tmp_path / "run.zarr", hidden=False)
     lines = [line for line in findings(run, run.train) if "not computed" in line]
-    assert [line.split(":")[0].strip() for line in lines] == ["layers", "outliers", "drift"]
-    assert all("holds no hidden states, which this analysis needs" in line for line in lines)
+    assert [line.split(":")[0].strip() for line in lines] == ["layers", "outliers", "drift", "map"]
+    assert all("holds no hidden states, " in line for line in lines)
     assert np.isnan(analyzed_suspects(run, run.train).neighbour_agreement).all()
 
 
@@ -231,25 +300,59 @@ def test_nothing_recorded_yet_is_an_error(tmp_path):
 def test_a_single_pass_has_no_drift(tmp_path):
     run = recorded(tmp_path / "run.zarr", epochs=(0,))
     (line,) = [line for line in findings(run, run.train) if "not computed" in line]
-    assert line.endswith("holds a single pass; change needs two.")
+    assert line.endswith("holds hidden states of a single pass; change needs two.")
 
 
-@pytest.mark.parametrize(("task", "map_of"), [("multi_label", multi_label_map), ("regression", regression_map)])
-def test_other_tasks_have_a_map_of_their_own(tmp_path, task, map_of):
+@pytest.mark.parametrize(
+    ("task", "map_of", "suspects_of"),
+    [
+        ("multi_label", multi_label_map, multi_label_suspects),
+        ("regression", regression_map, regression_suspects),
+    ],
+)
+def test_several_labels_and_numbers_have_answers_of_their_own(tmp_path, task, map_of, suspects_of):
     run = recorded(tmp_path / "run.zarr", task=task)
-    expected = map_of(run.train.logits[:], run.train.labels)
+    logits, targets = run.train.logits[:], run.train.labels
+    expected = map_of(logits, targets)
     np.testing.assert_array_equal(analyzed_data_map(run, run.train).confidence, expected.confidence)
-    with pytest.raises(AnalysisError, match=f"is a {task.replace('_', ' ')} task; expected single-label"):
-        analyzed_suspects(run, run.train)
-    assert sum("not computed" in line for line in findings(run, run.train)) == 4
+    suspects = analyzed_suspects(run, run.train)
+    alone = suspects_of(logits, targets)
+    if task == "regression":
+        np.testing.assert_array_equal(suspects.self_confidence, alone.self_confidence)
+    assert np.isfinite(suspects.neighbour_agreement).all()
+    assert np.isnan(alone.neighbour_agreement).all()
+    assert not np.array_equal(suspects.score, alone.score)
+    far = analyzed_outliers(run, run.train)
+    assert np.isfinite(far.score).all()
+    assert np.isfinite(far.mahalanobis).all()
+    assert np.isnan(far.mahalanobis_own).all()
+    lines = findings(run, run.train)
+    assert [line.split(":")[0].strip() for line in lines if "not computed" in line] == ["difficulty", "layers"]
+    what = "more suspicious than credible" if task == "regression" else "less credible than another"
+    assert any(line.startswith(f"  labels {what}: {(suspects.score > 1 / 2).sum()} (") for line in lines)
+    (first,) = suspect_rows(run, run.train, 1)
+    assert first["suggested"] == ("" if task == "regression" else str(suspects.suggested_label[suspects.ranking()[0]]))
     with pytest.raises(AnalysisError, match="has no classes"):
         class_rows(run, run.train)
 
 
-def test_a_task_without_a_map_is_refused_by_name(tmp_path):
-    run = recorded(tmp_path / "run.zarr", task="question_answering")
-    with pytest.raises(AnalysisError, match="is a question answering task; data maps are drawn of single_label"):
-        findings(run, run.train)
+def test_choices_are_judged_by_the_model_alone(tmp_path):
+    run = recorded(tmp_path / "run.zarr", task="multiple_choice")
+    expected = suspected_errors(run.train.logits[:], run.train.labels)
+    np.testing.assert_array_equal(analyzed_suspects(run, run.train).score, expected.score)
+    np.testing.assert_allclose(analyzed_data_map(run, run.train).confidence, expected.self_confidence, atol=1e-6)
+    assert np.isnan(analyzed_outliers(run, run.train).mahalanobis_own).all()
+
+
+@pytest.mark.parametrize("task", ["question_answering", "token_classification", "causal_lm"])
+def test_a_task_that_an_analysis_is_not_of_is_refused_by_name(tmp_path, task):
+    run = recorded(tmp_path / "run.zarr", task=task)
+    name = task.replace("_", " ")
+    with pytest.raises(AnalysisError, match=f"is a {name} task; there is a data map of single_label"):
+        analyzed_data_map(run, run.train)
+    with pytest.raises(AnalysisError, match=f"is a {name} task; there is a label quality of single_label"):
+        analyzed_suspects(run, run.train)
+    assert np.isfinite(analyzed_outliers(run, run.train).score).all()
 
 
 def test_wrong_labels_are_found_by_the_neighbours_too(tmp_path):

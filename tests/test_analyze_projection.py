@@ -1,6 +1,7 @@
 """The maps of a run, made from a real store and kept in it."""
 
 import itertools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 import zarr
 
 from t3vis import analyze_projection, open_run
-from t3vis.analysis.neighbours import neighbour_graph, neighbour_overlap, unit_rows
-from t3vis.analysis.projection import displacement, principal_axes
+from t3vis.analysis.neighbours import neighbour_graph, neighbour_overlap
+from t3vis.analysis.projection import CONTINUED, REARRANGED, displacement, principal_axes, tsne
 from t3vis.analysis.projection_quality import projection_quality
-from t3vis.analyze_projection import AnalyzedProjection, analyzed_projection
+from t3vis.analysis.states import unit_rows
+from t3vis.analyze_projection import AnalyzedProjection, analyzed_projection, last_map
 from t3vis.errors import AnalysisError
 from t3vis.store.results import read_result
 from t3vis.store.seal import seal_pass
@@ -32,24 +34,30 @@ def states_of(epoch: int, n_layers: int = 2) -> np.ndarray:
 LAYERS = [0, 3]
 
 
-def recorded(path: Path, *, n_epochs: int = 3, unseen: dict[int, list[int]] | None = None) -> Path:
-    """A run of a few epochs, in which some examples were not seen."""
+def recorded(
+    path: Path,
+    *,
+    epochs: Iterable[int] = range(3),
+    unseen: dict[int, list[int]] | None = None,
+    spoiled: Callable[[np.ndarray], np.ndarray] = lambda states: states,
+) -> Path:
+    """A run of a few epochs, in which some examples were not seen, or have odd states."""
     writer = create_run(path, {"model": {"class": "Tiny"}})
     attributes = {"kind": "train", "mode": "train", "n_examples": N_EXAMPLES, "fingerprint": "f"}
     writer.add_split("train", {**attributes, "arrays": {"hidden_states": {"layers": LAYERS}}})
-    for epoch in range(n_epochs):
-        record_epoch(writer, path, epoch, (unseen or {}).get(epoch, []))
+    for epoch in epochs:
+        record_epoch(writer, path, epoch, (unseen or {}).get(epoch, []), spoiled(states_of(epoch)))
     return path
 
 
-def record_epoch(writer: RunWriter, path: Path, epoch: int, unseen: list[int]) -> None:
+def record_epoch(writer: RunWriter, path: Path, epoch: int, unseen: list[int], states: np.ndarray) -> None:
     seen = np.setdiff1d(np.arange(N_EXAMPLES), unseen)
     writer.begin_pass("train", epoch, {"epoch": epoch, "step": epoch})
     rows = {
         "example": seen,
         "step": np.full(len(seen), epoch),
         "loss": np.zeros(len(seen), np.float32),
-        "hidden_states": states_of(epoch)[:, seen],
+        "hidden_states": states[:, seen],
     }
     writer.log("train", rows)
     writer.flush()
@@ -129,10 +137,10 @@ def test_what_is_current_is_not_computed_again(run_path):
 
 def test_a_further_epoch_leaves_the_maps_before_it_as_they_are(tmp_path):
     path = tmp_path / "run.zarr"
-    recorded(path, n_epochs=2)
+    recorded(path, epochs=range(2))
     mapped(path)
     written = results_in(path)
-    record_epoch(create_run(path, {}, resume=True, start_step=2), path, 2, [])
+    record_epoch(create_run(path, {}, resume=True, start_step=2), path, 2, [], states_of(2))
     assert mapped(path).name == "tsne_p0002_l03"
     assert {name: results_in(path)[name] for name in written} == written
 
@@ -159,7 +167,7 @@ def test_stopped_anywhere_and_called_again_it_ends_where_it_would_have(run_path,
 
 def test_examples_that_were_not_seen_are_not_on_the_map(tmp_path):
     # 3 and 7 are missing at first, 5 later; 3 is new on the second map, and starts amidst its neighbours.
-    path = recorded(tmp_path / "run.zarr", n_epochs=2, unseen={0: [3, 7], 1: [5, 7]})
+    path = recorded(tmp_path / "run.zarr", epochs=range(2), unseen={0: [3, 7], 1: [5, 7]})
     first, second = (mapped(path, pass_index=index) for index in (0, 1))
     assert np.flatnonzero(np.isnan(first.coordinates[:, 0])).tolist() == [3, 7]
     assert np.flatnonzero(np.isnan(second.coordinates[:, 0])).tolist() == [5, 7]
@@ -192,6 +200,21 @@ def test_of_many_examples_some_make_the_map_and_the_others_are_placed_on_it(run_
     assert np.isfinite(found.attributes["noise_floor"])
 
 
+def test_what_can_be_had_in_a_minute_depends_on_what_is_there(run_path, monkeypatch):
+    # 90 examples: a fresh map of 750 iterations with its noise floor of 300, and two that go on for 300 each.
+    monkeypatch.setattr(analyze_projection, "MAX_WORK", 90 * 1_650 - 1)
+    run = open_run(run_path)
+    assert last_map(run, run.train).name == "pca_p0002_l03"
+    monkeypatch.setattr(analyze_projection, "MAX_WORK", 90 * 1_650)
+    assert last_map(run, run.train).name == "tsne_p0002_l03"
+    monkeypatch.setattr(analyze_projection, "MAX_WORK", 0)
+    assert last_map(run, run.train).name == "tsne_p0002_l03"  # it is there now
+    monkeypatch.setattr(analyze_projection, "MAX_EXACT", 89)
+    run = open_run(recorded(run_path.with_name("other.zarr"), epochs=range(1)))
+    with pytest.raises(AnalysisError, match="a map of 90 examples takes more than a minute; make it with: t3vis proj"):
+        last_map(run, run.train)
+
+
 def test_the_results_are_plain_zarr(run_path):
     found = mapped(run_path, pass_index=0)
     group = zarr.open_group(run_path / "analysis/train", mode="r")
@@ -202,11 +225,71 @@ def test_the_results_are_plain_zarr(run_path):
 
 
 def test_few_examples_end_with_an_answer_or_a_clear_error(tmp_path):
-    path = recorded(tmp_path / "four.zarr", n_epochs=2, unseen={epoch: list(range(4, N_EXAMPLES)) for epoch in (0, 1)})
+    path = recorded(
+        tmp_path / "four.zarr", epochs=range(2), unseen={epoch: list(range(4, N_EXAMPLES)) for epoch in (0, 1)}
+    )
     assert np.isfinite(mapped(path).coordinates[:4]).all()
-    path = recorded(tmp_path / "three.zarr", n_epochs=1, unseen={0: list(range(3, N_EXAMPLES))})
+    path = recorded(tmp_path / "three.zarr", epochs=range(1), unseen={0: list(range(3, N_EXAMPLES))})
     with pytest.raises(AnalysisError, match=r"3 examples of .* were seen in pass 0; a map needs at least 4"):
         mapped(path)
+
+
+@pytest.mark.parametrize(("noise", "phases"), [(0, CONTINUED), (9, REARRANGED)])
+def test_how_a_map_goes_on_depends_on_the_neighbours_that_were_kept(tmp_path, noise, phases):
+    drawn = iter(np.random.default_rng(5).normal(size=(2, 2, N_EXAMPLES, HIDDEN)))
+    path = recorded(tmp_path / "run.zarr", epochs=[0, 1], spoiled=lambda states: states + noise * next(drawn))
+    first, second = (mapped(path, pass_index=index) for index in (0, 1))
+    states = unit_rows(open_run(path).train.hidden_states[1, 1])
+    start = first.coordinates.astype(np.float64)
+    start += np.random.default_rng(0).normal(0, start.std() / 1_000, start.shape)
+    expected = tsne(neighbour_graph(states), start, phases=phases).coordinates
+    np.testing.assert_array_equal(second.coordinates, expected.astype(np.float32))
+
+
+def test_an_epoch_that_is_missing_is_passed_over(tmp_path):
+    path = recorded(tmp_path / "run.zarr", epochs=[0, 2])
+    assert mapped(path).name == "tsne_p0002_l03"
+    graphs = [neighbour_graph(unit_rows(states_of(epoch)[1])) for epoch in (0, 2)]
+    np.testing.assert_allclose(mapped(path).columns["neighbour_overlap"], neighbour_overlap(*graphs))
+    with pytest.raises(AnalysisError, match=r"no hidden states of layer 3 in pass 1; it holds .* in passes \[0, 2\]"):
+        mapped(path, pass_index=1)
+
+
+@pytest.mark.parametrize("method", ["tsne", "pca"])
+def test_states_that_are_all_one_make_a_map_whose_distances_say_nothing(tmp_path, method):
+    path = recorded(tmp_path / "run.zarr", epochs=[0], spoiled=lambda states: np.ones_like(states))
+    found = mapped(path, method=method)
+    assert np.isfinite(found.coordinates).all()
+    assert np.isnan(found.quality["distance_correlation"].value)
+    assert "NaN" not in (path / f"analysis/train/{method}_p0000_l03/zarr.json").read_text()  # which is no JSON
+    assert np.isnan(mapped(path, method=method).quality["distance_correlation"].value)
+
+
+def test_texts_that_are_there_twice_lie_beside_each_other(tmp_path):
+    path = recorded(tmp_path / "run.zarr", epochs=[0], spoiled=lambda states: np.repeat(states[:, ::2], 2, axis=1))
+    found = mapped(path).coordinates
+    apart = np.linalg.norm(found[::2] - found[1::2], axis=1)
+    assert np.median(apart) < 0.1 * found.std()
+
+
+def test_passes_without_a_common_example_have_no_common_map(tmp_path):
+    half = N_EXAMPLES // 2
+    unseen = {0: list(range(half)), 1: list(range(half, N_EXAMPLES))}
+    path = recorded(tmp_path / "run.zarr", epochs=[0, 1], unseen=unseen)
+    with pytest.raises(AnalysisError, match="no example was seen both in pass 0 and in the next"):
+        mapped(path)
+    assert mapped(path, method="pca").n_seen == half
+
+
+def test_states_that_are_not_finite_are_not_on_the_map(tmp_path):
+    def spoiled(states):
+        states[1, 3, 2], states[1, 7, :] = np.inf, np.nan
+        return states
+
+    found = mapped(recorded(tmp_path / "run.zarr", epochs=[0], spoiled=spoiled))
+    assert np.flatnonzero(np.isnan(found.coordinates[:, 0])).tolist() == [3, 7]
+    with pytest.raises(AnalysisError, match=r"0 examples of .* were seen in pass 0; a map needs at least 4"):
+        mapped(recorded(tmp_path / "nan.zarr", epochs=[0], spoiled=lambda states: states * np.float16(np.nan)))
 
 
 def test_what_was_not_recorded_is_named(run_path, tmp_path):

@@ -8,17 +8,19 @@ import re
 import shlex
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from t3vis import open_run
+from t3vis.analyze import MEANINGS
 from t3vis.cli import main, parser
 from t3vis.commands import analyses
 from t3vis.commands.demo import planted_errors_found
 from t3vis.commands.output import table
-from t3vis.findings import RANKINGS
+from t3vis.findings import RANKED_BY, RANKINGS
 from t3vis.store.results import read_result
 from t3vis.store.writer import create_run
 
@@ -62,7 +64,9 @@ def example_of(command: argparse.ArgumentParser) -> list[str]:
         "classes",
         "select",
         "plot",
+        "report",
         "project",
+        "attention",
         "verify",
         "repair",
         "compact",
@@ -76,24 +80,10 @@ def test_example_in_help_runs(name: str, in_demo_folder: Path, capsys: pytest.Ca
     assert capsys.readouterr().out.strip()
 
 
-def test_every_command_is_tested_above() -> None:
-    assert sorted(commands()) == [
-        *(
-            "analyze",
-            "classes",
-            "compact",
-            "demo",
-            "info",
-            "plot",
-            "project",
-            "push",
-            "rank",
-            "repair",
-            "select",
-            "suspects",
-        ),
-        "verify",
-    ]
+def test_every_command_is_tested() -> None:
+    above = "analyze attention classes compact demo info plot project push rank repair report select suspects verify"
+    elsewhere = "explain heads"  # they need a checkpoint: test_explain.py, test_heads_command.py
+    assert sorted(commands()) == sorted(f"{above} {elsewhere}".split())
 
 
 def test_demo_says_where_to_look_and_how_many_errors_it_found(tmp_path, monkeypatch, capsys) -> None:
@@ -206,11 +196,13 @@ def test_analyze_says_what_it_found_of_every_kind(in_demo_folder: Path, capsys) 
     printed = capsys.readouterr().out
     for part in (
         "train: 216 examples over 2 passes (train mode)",
+        "accuracy, pass by pass: 0.",
         "labels less credible than another: ",
         "predictions that changed more than once: ",
         "accuracy of a linear probe, by pass and layer:",
         "outliers with a score above 0.95: ",
         "similarity of each layer in pass 1 to itself in pass 0 (linear CKA):",
+        " of 216 examples: trustworthiness 0.",
     ):
         assert part in printed
     assert "not computed" not in printed
@@ -223,7 +215,9 @@ def test_every_ranking_can_be_asked_for() -> None:
 @pytest.mark.parametrize("by", list(RANKINGS))
 def test_rank_prints_the_first_of_each_ranking(by: str, in_demo_folder: Path, capsys) -> None:
     assert main(["rank", str(RUN), "--by", by, "--top", "5"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, blank, meaning = capsys.readouterr().out.splitlines()
+    assert blank == ""
+    assert meaning == f"{by}: {MEANINGS[RANKED_BY[by]]} (train mode)"
     assert lines[0].split() == ["rank", "example", by, "label", "text"]
     run = open_run(RUN)
     values = np.asarray(RANKINGS[by](run, run.train), dtype=float)
@@ -234,7 +228,8 @@ def test_rank_prints_the_first_of_each_ranking(by: str, in_demo_folder: Path, ca
 
 def test_classes_are_listed_from_the_hardest(in_demo_folder: Path, capsys) -> None:
     assert main(["classes", str(RUN)]) == 0
-    heading, *lines = capsys.readouterr().out.splitlines()
+    heading, *lines, _, meaning = capsys.readouterr().out.splitlines()
+    assert meaning.startswith("means over the examples of each class (train mode)")
     assert heading.split() == [
         "confidence", "variability", "correctness", "forgotten", "suspicion", "examples", "class",
     ]  # fmt: skip
@@ -248,7 +243,9 @@ def test_classes_are_listed_from_the_hardest(in_demo_folder: Path, capsys) -> No
 def test_select_and_its_complement_make_up_all_examples(in_demo_folder: Path, capsys) -> None:
     options = ["select", str(RUN), "--strategy", "hard", "--fraction", "0.25", "--balanced", "--output"]
     assert main([*options, "hard.txt"]) == 0
-    assert re.search(r"\d+ of 216 example ids written to hard.txt", capsys.readouterr().out)
+    assert re.search(
+        r"\d+ of 216 example ids written to hard.txt, one in a line \(25%, hard\)", capsys.readouterr().out
+    )
     assert main([*options, "rest.txt", "--drop"]) == 0
     hard, rest = ([int(line) for line in Path(name).read_text().split()] for name in ("hard.txt", "rest.txt"))
     assert sorted([*hard, *rest]) == list(range(216))
@@ -262,6 +259,16 @@ def test_plot_writes_beside_the_run(in_demo_folder: Path, capsys) -> None:
     written = Path("runs/demo-train-data-map.png")
     assert str(written) in capsys.readouterr().out
     assert written.read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_is_written_beside_the_run(in_demo_folder: Path, capsys) -> None:
+    assert main(["report", str(RUN)]) == 0
+    written = Path("runs/demo-report.html")
+    size = written.stat().st_size / 1e6
+    assert capsys.readouterr().out == f"report written to {written} ({size:.1f} MB); open it in a browser\n"
+    assert f"<title>{RUN.name}: t3vis report</title>" in written.read_text()
+    assert main(["report", str(RUN), "--output", "no/such/report.html"]) == 1
+    assert "no/such/report.html cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["layers", "drift", "classes"])
@@ -374,6 +381,8 @@ def test_push_copies_what_is_new(in_demo_folder: Path, capsys) -> None:
         (["select", str(RUN), "--output", "no/such/ids.txt"], "cannot be written"),
         (["suspects", str(RUN), "--csv", "no/such/folder.csv"], "cannot be written"),
         (["plot", str(RUN), "--output", "map.bmp"], ".bmp"),
+        (["plot", str(RUN), "--output", "no/such/map.png"], "No such file or directory: 'no/such/map.png'"),
+        (["push", str(RUN), "/proc/no/such"], "No such file or directory"),
         (
             ["project", str(RUN), "--layer", "9"],
             "holds no hidden states of layer 9 in pass 1; it holds layers [0, 1, 2, 3]",
@@ -388,6 +397,25 @@ def test_errors_are_one_line_and_status_1(arguments, message, in_demo_folder: Pa
     assert said.startswith("t3vis: ")
     assert message in said
     assert "Traceback" not in said
+
+
+def test_what_is_not_installed_is_said_in_one_line(in_demo_folder: Path, monkeypatch, capsys) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "t3vis.plots", raising=False)
+    assert main(["plot", str(RUN)]) == 1
+    assert (
+        capsys.readouterr().err == 't3vis: t3vis.plots needs matplotlib; install it with: pip install "t3vis[plots]"\n'
+    )
+
+
+def test_an_interrupt_ends_with_a_line_and_its_own_status(in_demo_folder: Path, monkeypatch, capsys) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("t3vis.findings.findings", interrupted)
+    assert main(["analyze", str(RUN)]) == 130
+    assert capsys.readouterr().err == "t3vis: interrupted\n"
 
 
 def test_table_cuts_the_last_column_only() -> None:

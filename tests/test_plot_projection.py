@@ -121,6 +121,8 @@ def test_values_have_a_scale_from_0_to_1_and_what_was_not_measured_is_grey():
     figure = plot_projection(places, values=values, values_name="neighbour recall")
     assert figure.axes[1].get_title(loc="left") == "neighbour recall"
     assert figure.axes[1].get_ylim() == (0, 1)
+    points = figure.axes[0].collections[-1]
+    assert points.get_alpha() == points.colorbar.alpha == 1  # no colour that is not on the scale
     assert listed(figure) == ["not measured (2)"]
     np.testing.assert_allclose(np.sort(drawn(figure)[rgb(UNKNOWN)], axis=0), np.sort(places[[2, 5]], axis=0))
 

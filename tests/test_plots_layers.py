@@ -36,7 +36,7 @@ def test_each_cell_of_the_layers_holds_its_number():
 
 def test_numbers_can_be_read_on_their_cells():
     figure = plot_layers(np.array([[0.0, 1.0]]), passes=[0], layers=[0, 1])
-    dark, light = figure.axes[0].texts
+    light, dark = figure.axes[0].texts
     assert dark.get_color() == "white"
     assert light.get_color() != "white"
 
@@ -102,3 +102,15 @@ def test_errors_say_what_is_missing():
         plot_cka(np.full((1, 1), np.nan), passes=(0, 1), layers=[0])
     with pytest.raises(AnalysisError, match="no class has a known confidence"):
         plot_classes(np.array([np.nan]), np.array([0]))
+
+
+def test_of_many_classes_the_hardest_are_drawn_by_names_that_differ():
+    n_classes = 150
+    names = [f"a class with a name that is much too long to be written as it is, {i}" for i in range(n_classes)]
+    confidence = np.linspace(0, 1, n_classes)
+    figure = plot_classes(confidence, np.arange(n_classes), class_names=names)
+    shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert len(set(shown)) == 100
+    assert shown[-1].endswith(" 0")
+    assert shown[0].endswith(" 99")
+    assert "the 100 lowest of 150 classes" in figure.texts[-1].get_text()

@@ -1,5 +1,6 @@
 """Data maps: which examples are easy, ambiguous or hard to learn, from their logits epoch by epoch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,12 +10,12 @@ from numpy.typing import NDArray
 from t3vis.analysis.forgetting import check_correct_and_seen, forgetting_events, never_learned
 from t3vis.analysis.trajectories import (
     CHUNK_SIZE,
+    Columns,
     LogitsLike,
     Trajectories,
+    by_example,
     check_logits_and_labels,
     epoch_window,
-    example_chunks,
-    joined_columns,
     mean_over_epochs,
     trajectories,
 )
@@ -137,12 +138,11 @@ def data_map(
     (array([1, 0]), array([2, 1]))
     """
     check_logits_and_labels(logits, labels)
-    epochs = epoch_window(logits.shape[0], burn_in=burn_in, burn_out=burn_out)
-    chunks = [
-        map_of(trajectories(chunk_logits, chunk_labels))
-        for chunk_logits, chunk_labels in example_chunks(logits, labels, epochs=epochs, chunk_size=chunk_size)
-    ]
-    return DataMap(n_epochs=chunks[0].n_epochs, **joined_columns([chunk.as_columns() for chunk in chunks]))
+
+    def mapped(some: NDArray[Any], of_some: NDArray[np.integer], _: slice) -> Columns:
+        return map_of(trajectories(some, of_some)).as_columns()
+
+    return map_by_example(mapped, logits, labels, burn_in=burn_in, burn_out=burn_out, chunk_size=chunk_size)
 
 
 def regions(data_map: DataMap, *, fraction: float = 1 / 3) -> Regions:
@@ -270,7 +270,7 @@ def variability(gold_probs: NDArray[np.floating]) -> NDArray[np.float64]:
     >>> variability(np.array([[0.25, 0.5], [0.75, np.nan]]))
     array([0.25, 0.  ])
     """
-    return np.sqrt(mean_over_epochs((gold_probs - mean_over_epochs(gold_probs)) ** 2))
+    return np.sqrt(mean_over_epochs(np.square(gold_probs - mean_over_epochs(gold_probs))))
 
 
 def correctness(correct: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -304,7 +304,10 @@ def correctness(correct: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[
     array([0.5, 1. ])
     """
     check_correct_and_seen(correct, seen)
-    return mean_over_epochs(np.where(seen, correct, np.nan))
+    n_seen = seen.sum(axis=0)
+    fraction = np.full(n_seen.shape, np.nan)
+    np.divide((correct & seen).sum(axis=0), n_seen, out=fraction, where=n_seen > 0)
+    return fraction
 
 
 def threshold_closeness(confidence: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -338,6 +341,21 @@ def threshold_closeness(confidence: NDArray[np.floating]) -> NDArray[np.float64]
     return known * (1 - known)
 
 
+def map_by_example(
+    function: Callable[[NDArray[Any], NDArray[Any], slice], Columns],
+    logits: LogitsLike,
+    labels: NDArray[Any],
+    *,
+    burn_in: int,
+    burn_out: int | None,
+    chunk_size: int,
+) -> DataMap:
+    """Map all examples by a function that maps some, as `by_example` calls it; options as in `data_map`."""
+    epochs = epoch_window(logits.shape[0], burn_in=burn_in, burn_out=burn_out)
+    columns = by_example(function, logits, labels, epochs=epochs, chunk_size=chunk_size)
+    return DataMap(n_epochs=epochs.stop - epochs.start, **columns)
+
+
 def map_of(chunk: Trajectories) -> DataMap:
     """Reduce trajectories to a data map: one value for each example; without a label, no epoch counts."""
     known = ~np.isnan(chunk.gold_probs)
@@ -349,7 +367,7 @@ def map_of(chunk: Trajectories) -> DataMap:
         threshold_closeness=threshold_closeness(mean),
         forgetting_events=forgetting_events(chunk.correct, known),
         never_learned=never_learned(chunk.correct, known),
-        n_seen=np.count_nonzero(chunk.seen, axis=0).astype(np.int64),
+        n_seen=chunk.seen.sum(axis=0),
         n_epochs=len(chunk.seen),
     )
 

@@ -10,13 +10,13 @@ from t3vis.analysis.drift import flips
 from t3vis.analysis.forgetting import first_learned
 from t3vis.analysis.trajectories import (
     CHUNK_SIZE,
+    Columns,
     LogitsLike,
+    by_example,
     check_logits_and_labels,
     classes_first,
-    example_chunks,
-    exponentiate,
-    joined_columns,
     mean_over_epochs,
+    softmax,
     trajectories,
 )
 from t3vis.errors import AnalysisError
@@ -63,8 +63,11 @@ def el2n(
     array([0.354, 1.061])
     """
     check_logits_and_labels(logits, labels)
-    chunks = example_chunks(logits, labels, chunk_size=chunk_size, epochs=epochs)
-    return np.concatenate([mean_over_epochs(error_norms(*chunk)) for chunk in chunks])
+
+    def norms(some: NDArray[Any], of_some: NDArray[np.integer], _: slice) -> Columns:
+        return {"el2n": mean_over_epochs(error_norms(some, of_some))}
+
+    return by_example(norms, logits, labels, chunk_size=chunk_size, epochs=epochs)["el2n"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,17 +106,16 @@ def learning(logits: LogitsLike, labels: NDArray[np.integer], *, chunk_size: int
     (array([1]), array([1]))
     """
     check_logits_and_labels(logits, labels)
-    chunks = []
-    for rows, of_chunk in example_chunks(logits, labels, chunk_size=chunk_size):
-        seen = trajectories(rows, of_chunk)
-        chunks.append(
-            {
-                "el2n": mean_over_epochs(error_norms(rows, of_chunk)),
-                "first_learned": first_learned(seen.correct, seen.seen),
-                "flips": flips(rows),
-            }
-        )
-    return Learning(**joined_columns(chunks))
+
+    def learned(some: NDArray[Any], of_some: NDArray[np.integer], _: slice) -> Columns:
+        course = trajectories(some, of_some)
+        return {
+            "el2n": mean_over_epochs(error_norms(some, of_some)),
+            "first_learned": first_learned(course.correct, course.seen),
+            "flips": flips(some),
+        }
+
+    return Learning(**by_example(learned, logits, labels, chunk_size=chunk_size))
 
 
 def error_norms(logits: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -128,15 +130,11 @@ def error_norms(logits: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[np
     array([[0.354],
            [1.061]])
     """
-    labelled = labels >= 0
-    at_label = np.where(labelled, labels, 0), np.arange(len(labels))
-    found = np.full(logits.shape[:2], np.nan)
-    for epoch, epoch_logits in enumerate(logits):
-        probs, top, seen = classes_first(epoch_logits)
-        exponentiate(probs, top)
-        probs /= probs.sum(axis=0)
-        probs[at_label] -= 1
-        np.sqrt(np.einsum("cn,cn->n", probs, probs), out=found[epoch], where=seen & labelled)
+    probs, top, seen = classes_first(logits)
+    softmax(probs, top)
+    probs[np.maximum(labels, 0), :, np.arange(len(labels))] -= 1
+    found: NDArray[np.float64] = np.sqrt(np.einsum("cen,cen->en", probs, probs)).astype(np.float64)
+    found[~(seen & (labels >= 0))] = np.nan
     return found
 
 

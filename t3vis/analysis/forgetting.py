@@ -46,6 +46,8 @@ def forgetting_events(correct: NDArray[np.bool_], seen: NDArray[np.bool_]) -> ND
     array([2])
     """
     check_correct_and_seen(correct, seen)
+    if seen.all():
+        return np.asarray((correct[:-1] & ~correct[1:]).sum(axis=0))
     n_examples = correct.shape[1]
     events = np.zeros(n_examples, dtype=np.int64)
     was_right = np.zeros(n_examples, dtype=np.bool_)
@@ -86,9 +88,8 @@ def never_learned(correct: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArra
     array([ True, False, False])
     """
     check_correct_and_seen(correct, seen)
-    ever_seen: NDArray[np.bool_] = np.count_nonzero(seen, axis=0) > 0
-    ever_right: NDArray[np.bool_] = np.count_nonzero(seen & correct, axis=0) > 0
-    return ever_seen & ~ever_right
+    ever_right = (seen & correct).any(axis=0)
+    return np.asarray(seen.any(axis=0) & ~ever_right)
 
 
 def first_learned(correct: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.int64]:

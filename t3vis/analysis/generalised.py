@@ -10,15 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from t3vis.analysis.data_map import DataMap, map_of
+from t3vis.analysis.data_map import DataMap, map_by_example, map_of
 from t3vis.analysis.trajectories import (
     CHUNK_SIZE,
+    Columns,
     LogitsLike,
     Trajectories,
-    check_chunk_size,
-    epoch_window,
+    by_example,
     is_seen,
-    joined_columns,
     mean_over_epochs,
 )
 from t3vis.errors import AnalysisError
@@ -61,29 +60,35 @@ def multi_label_map(
     >>> multi_label_map(logits, np.array([[1, 0], [1, 0]])).confidence
     array([0.75, 0.65])
     """
-    check_targets(logits, targets)
-    known = ~np.isnan(targets.astype(np.float64))
-    if np.any((targets != 0) & (targets != 1) & known):
-        raise AnalysisError("targets holds values other than 0 and 1; for numbers use regression_map.")
+    check_targets(logits, targets, are_labels=True)
 
-    def trajectories_of(rows: NDArray[Any], of_chunk: NDArray[Any]) -> Trajectories:
-        right_side = signed_logits(rows, of_chunk)
-        is_known = ~np.isnan(of_chunk.astype(np.float64))
-        seen = is_seen(rows)
-        usable = seen & is_known.any(axis=-1)
-        with np.errstate(over="ignore"):
-            probs = np.where(is_known, 1 / (1 + np.exp(-right_side)), 0)
-        n_known = np.maximum(is_known.sum(axis=-1), 1)
-        # Given exactly if p > 1/2: at p = 1/2 a label that is not given is right.
-        right = np.where(of_chunk == 1, right_side > 0, right_side >= 0)
-        return Trajectories(
-            gold_probs=np.where(usable, probs.sum(axis=-1) / n_known, np.nan),
-            correct=usable & (right | ~is_known).all(axis=-1),
-            seen=seen,
-        )
+    def mapped(some: NDArray[Any], of_some: NDArray[Any], _: slice) -> Columns:
+        return map_of(_multi_label_trajectories(some, of_some)).as_columns()
 
-    epochs = epoch_window(logits.shape[0], burn_in=burn_in, burn_out=burn_out)
-    return _mapped(logits, targets, trajectories_of, epochs, chunk_size)
+    return map_by_example(mapped, logits, targets, burn_in=burn_in, burn_out=burn_out, chunk_size=chunk_size)
+
+
+def _multi_label_trajectories(logits: NDArray[Any], targets: NDArray[Any]) -> Trajectories:
+    """What takes the place of gold-label probability and prediction, epoch by epoch, for logits in memory."""
+    right_side = signed_logits(logits, targets)
+    is_known = ~np.isnan(targets.astype(np.float64))
+    seen = is_seen(logits)
+    usable = seen & is_known.any(axis=-1)
+    with np.errstate(over="ignore"):
+        probs = np.where(is_known, 1 / (1 + np.exp(-right_side)), 0)
+    # Given exactly if p > 1/2: at p = 1/2 a label that is not given is right.
+    right = np.where(targets == 1, right_side > 0, right_side >= 0)
+    return Trajectories(
+        gold_probs=np.where(usable, mean_of_known(probs, is_known), np.nan),
+        correct=usable & (right | ~is_known).all(axis=-1),
+        seen=seen,
+    )
+
+
+def mean_of_known(values: NDArray[np.float64], is_known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean over the last axis of the values that are known; 0 where none is."""
+    total = np.where(is_known, values, 0).sum(axis=-1)
+    return np.asarray(total / np.maximum(is_known.sum(axis=-1), 1))
 
 
 def multi_label_aum(logits: LogitsLike, targets: NDArray[Any], *, chunk_size: int = CHUNK_SIZE) -> NDArray[np.float64]:
@@ -114,15 +119,13 @@ def multi_label_aum(logits: LogitsLike, targets: NDArray[Any], *, chunk_size: in
     array([[3., 0.]])
     """
     check_targets(logits, targets)
-    check_chunk_size(chunk_size)
-    found = np.full(targets.shape, np.nan)
-    for start in range(0, len(targets), chunk_size):
-        rows = slice(start, start + chunk_size)
-        values = logits[slice(None), rows]
-        signed = signed_logits(values, targets[rows])
-        signed[~is_seen(values)] = np.nan
-        found[rows] = mean_over_epochs(signed)
-    return found
+
+    def areas(some: NDArray[Any], of_some: NDArray[Any], _: slice) -> Columns:
+        signed = signed_logits(some, of_some)
+        signed[~is_seen(some)] = np.nan
+        return {"aum": mean_over_epochs(signed).T}
+
+    return np.ascontiguousarray(by_example(areas, logits, targets, chunk_size=chunk_size)["aum"].T)
 
 
 def signed_logits(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
@@ -184,29 +187,38 @@ def regression_map(
     (array([0.684]), array([0.5]))
     """
     check_targets(predictions, targets)
+    unit = target_scale(targets, scale)
+
+    def mapped(some: NDArray[Any], of_some: NDArray[Any], _: slice) -> Columns:
+        is_known = ~np.isnan(of_some.astype(np.float64))
+        seen = is_seen(some)
+        usable = seen & is_known.any(axis=-1)
+        values = np.where(usable[..., np.newaxis], some.astype(np.float64), np.nan)
+        close = mean_of_known(np.exp(-np.abs(values - of_some) / unit), is_known)
+        course = Trajectories(np.where(usable, close, np.nan), usable & (close >= 0.5), seen)
+        deviation = np.sqrt(mean_over_epochs(np.square(values - mean_over_epochs(values))))
+        spread = np.where(usable.any(axis=0), mean_of_known(deviation, is_known) / unit, np.nan)
+        return replace(map_of(course), variability=spread).as_columns()
+
+    return map_by_example(mapped, predictions, targets, burn_in=burn_in, burn_out=burn_out, chunk_size=chunk_size)
+
+
+def target_scale(targets: NDArray[Any], scale: float | None) -> float:
+    """Return the distance that residuals are measured by: `scale`, or the standard deviation of the known targets.
+
+    Where that is 0 it is 1. Raises `AnalysisError` if `scale` is not positive.
+
+    Examples
+    --------
+    >>> target_scale(np.array([[1.0], [5.0], [np.nan]]), None)
+    2.0
+    """
     if scale is None:
-        known_targets = targets[~np.isnan(targets.astype(np.float64))]
-        scale = float(known_targets.std()) if known_targets.size else 1.0
-        scale = scale or 1.0
+        known = targets[~np.isnan(targets.astype(np.float64))]
+        return (float(known.std()) if known.size else 0.0) or 1.0
     if not scale > 0:
         raise AnalysisError(f"scale is {scale} but must be positive, in units of the targets.")
-    spread: list[NDArray[np.float64]] = []
-
-    def trajectories_of(rows: NDArray[Any], of_chunk: NDArray[Any]) -> Trajectories:
-        residual = np.abs(rows.astype(np.float64) - of_chunk)
-        is_known = ~np.isnan(of_chunk.astype(np.float64))
-        seen = is_seen(rows)
-        usable = seen & is_known.any(axis=-1)
-        closeness = np.where(is_known, np.exp(-residual / scale), 0)
-        closeness = closeness.sum(axis=-1) / np.maximum(is_known.sum(axis=-1), 1)
-        values = np.where(usable[..., np.newaxis], rows.astype(np.float64), np.nan)
-        deviation = np.sqrt(mean_over_epochs((values - mean_over_epochs(values)) ** 2))
-        spread.append(np.sum(deviation, axis=-1, where=is_known) / np.maximum(is_known.sum(axis=-1), 1) / scale)
-        return Trajectories(np.where(usable, closeness, np.nan), usable & (closeness >= 0.5), seen)
-
-    epochs = epoch_window(predictions.shape[0], burn_in=burn_in, burn_out=burn_out)
-    found = _mapped(predictions, targets, trajectories_of, epochs, chunk_size)
-    return replace(found, variability=np.where(np.isnan(found.confidence), np.nan, np.concatenate(spread)))
+    return scale
 
 
 def by_sentence(
@@ -348,20 +360,12 @@ def sequence_scores(logits: NDArray[Any], labels: NDArray[np.integer], *, causal
     return SequenceScores(np.exp(mean(log_prob)), mean(predicted == labels), mean(margin), n_tokens.astype(np.int64))
 
 
-def check_targets(logits: LogitsLike, targets: NDArray[Any]) -> None:
-    """Raise `AnalysisError` unless `targets` has a value for each example and output of `logits`."""
+def check_targets(logits: LogitsLike, targets: NDArray[Any], *, are_labels: bool = False) -> None:
+    """Raise `AnalysisError` unless `targets` has a value for each example and output of `logits`: of labels, 0 or 1."""
     if len(logits.shape) != 3 or targets.shape != tuple(logits.shape[1:]):
         raise AnalysisError(
             f"targets has shape {targets.shape} but logits has shape {tuple(logits.shape)}; "
             "pass (n_examples, n_outputs) and (n_epochs, n_examples, n_outputs)."
         )
-
-
-def _mapped(logits: LogitsLike, targets: NDArray[Any], trajectories_of: Any, epochs: slice, chunk_size: int) -> DataMap:
-    """Map the examples a chunk at a time."""
-    check_chunk_size(chunk_size)
-    chunks = [
-        map_of(trajectories_of(logits[epochs, slice(start, start + chunk_size)], targets[start : start + chunk_size]))
-        for start in range(0, max(len(targets), 1), chunk_size)
-    ]
-    return DataMap(n_epochs=chunks[0].n_epochs, **joined_columns([chunk.as_columns() for chunk in chunks]))
+    if are_labels and np.any((targets != 0) & (targets != 1) & ~np.isnan(targets.astype(np.float64))):
+        raise AnalysisError("targets holds values other than 0 and 1; for numbers use the functions for regression.")

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from t3vis.analysis.margins import margins
+from t3vis.analysis.margins import margins_of
 from t3vis.analysis.nearest import Neighbours
 from t3vis.analysis.trajectories import (
     CHUNK_SIZE,
+    Columns,
     LogitsLike,
+    by_example,
     check_logits_and_labels,
     classes_first,
-    example_chunks,
-    exponentiate,
-    joined_columns,
     mean_over_epochs,
+    softmax,
 )
 from t3vis.errors import AnalysisError
 
@@ -83,14 +83,15 @@ def suspected_errors(
     labels
         Shape (n_examples,), below ``n_classes``. Any negative label means that there is none.
     neighbours
-        Of all examples, in the space of their hidden states; best of the `MeanDirection` over the epochs.
+        Of all examples, in the space of their hidden states; best 100 of them, by the `MeanDirection` over the epochs
+        of several layers `SideBySide`.
     chunk_size
         Examples held in memory at a time; the result does not depend on it.
 
     Returns
     -------
     A class is as credible as its mean probability over the epochs in which the example was seen; where there are
-    neighbours, as the mean of that and of its share among them. The score is one minus the credibility of the given
+    neighbours, `credibility` joins that with its share among them. The score is one minus the credibility of the given
     label. Without neighbours that is one minus the confidence of the data map.
 
     Raises
@@ -101,8 +102,9 @@ def suspected_errors(
 
     Notes
     -----
-    The combination was chosen by ``benchmarks/bench_label_quality.py`` on other examples than those it reports on. The
-    model comes to memorise wrong labels, at once in its probabilities and much later in where its hidden states lie.
+    The combination was chosen by ``benchmarks/bench_label_quality.py --tuning``, on other examples than those that the
+    benchmark reports on. The model comes to memorise wrong labels, at once in its probabilities, later in where its
+    last layer puts the example, and least in its first layers: so neighbours are best looked for in several layers.
 
     References
     ----------
@@ -123,14 +125,27 @@ def suspected_errors(
     array([1, 2, 0])
     """
     check_logits_and_labels(logits, labels, min_classes=2)
-    votes = None if neighbours is None else _Votes(neighbours, labels, logits.shape[2])
-    found = []
-    start = 0
-    for chunk_logits, chunk_labels in example_chunks(logits, labels, chunk_size=chunk_size):
-        shares = None if votes is None else votes.shares(slice(start, start + len(chunk_labels)))
-        found.append(_suspects_of_chunk(chunk_logits, chunk_labels, shares).as_columns())
-        start += len(chunk_labels)
-    return Suspects(**joined_columns(found))
+    votes = None if neighbours is None else Votes(neighbours, len(labels))
+
+    def judged(some: NDArray[Any], of_some: NDArray[np.integer], examples: slice) -> Columns:
+        shares = None if votes is None else votes.shares(examples, labels, logits.shape[2])
+        return suspects_of_some(some, of_some, shares).as_columns()
+
+    return Suspects(**by_example(judged, logits, labels, chunk_size=chunk_size))
+
+
+def credibility(of_model: NDArray[np.floating], of_neighbours: NDArray[np.floating]) -> NDArray[np.float64]:
+    """What the model and the neighbours say together: a mean in which the neighbours count twice.
+
+    Both of one shape, in [0, 1]. Where the neighbours' is NaN that of the model stands alone.
+
+    Examples
+    --------
+    >>> credibility(np.array([0.9, 0.9]), np.array([0.3, np.nan]))
+    array([0.5, 0.9])
+    """
+    together = (of_model.astype(np.float64) + 2 * of_neighbours) / 3
+    return np.where(np.isnan(of_neighbours), of_model, together)
 
 
 def normalized_margin(probs: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -177,6 +192,10 @@ def confidence_weighted_entropy(probs: NDArray[np.floating], labels: NDArray[np.
     ``log(1 + h / p) / (h / p)``, with h the entropy over that of equal probabilities and p the probability of the
     given label; shape (n_examples,), in [0, 1], low for labels that are suspicious. NaN where there is no label.
 
+    Notes
+    -----
+    A label that is certain has 1, the limit of the formula; cleanlab gives it 0, the lowest quality.
+
     References
     ----------
     Kuan and Mueller (2022), "Model-agnostic label quality scoring to detect real-world label errors", section 3;
@@ -193,7 +212,9 @@ def confidence_weighted_entropy(probs: NDArray[np.floating], labels: NDArray[np.
     # Where a probability is 0 so is its part of the entropy.
     entropy = -np.einsum("nc,nc->n", values, np.log(np.maximum(values, 1e-300))) / np.log(values.shape[1])
     ratio = np.maximum(entropy, 0) / given
-    return np.where(labelled, np.log1p(ratio) / np.maximum(ratio, 1e-6), np.nan)
+    # Without entropy one class is certain: the given one, or another.
+    quality = np.where(ratio > 1e-6, np.log1p(ratio) / np.maximum(ratio, 1e-6), given > 1 / 2)
+    return np.where(labelled, quality, np.nan)
 
 
 def neighbour_agreement(
@@ -213,7 +234,7 @@ def neighbour_agreement(
     Returns
     -------
     Shape (n_examples,), in [0, 1]; NaN for an example without a label or without labelled neighbours. A neighbour at
-    distance d has the weight ``exp(-2 * d / m)``, with m the median of all distances to neighbours.
+    distance d has the weight ``exp(-8 * d / m)``, with m the median of all distances to neighbours.
 
     Raises
     ------
@@ -222,49 +243,67 @@ def neighbour_agreement(
 
     Examples
     --------
-    Distances 1, 3, then 1, 2, then 2, 3, of median 2; the first example's weights are exp(-1) and exp(-3):
+    Distances 1, 3, then 1, 2, then 2, 3, of median 2; the first example's weights are exp(-4) and exp(-12):
 
     >>> from t3vis.analysis.nearest import nearest_neighbours
     >>> near = nearest_neighbours(np.array([[0.0], [1.0], [3.0]]), k=2, metric="euclidean")
     >>> neighbour_agreement(near, np.array([0, 0, 1])).round(3)
-    array([0.881, 0.731, 0.   ])
+    array([1.   , 0.982, 0.   ])
     """
-    votes = _Votes(neighbours, labels, max(int(labels.max(initial=-1)) + 1, 1))
+    votes, n_classes = Votes(neighbours, len(labels)), max(int(labels.max(initial=-1)) + 1, 1)
     labelled, column = _column(labels)
     found = np.full(len(labels), np.nan)
     for start in range(0, len(labels), chunk_size):
         rows = slice(start, start + chunk_size)
-        own = np.take_along_axis(votes.shares(rows), column[rows], axis=1)[:, 0]
+        own = np.take_along_axis(votes.shares(rows, labels, n_classes), column[rows], axis=1)[:, 0]
         found[rows] = np.where(labelled[rows], own, np.nan)
     return found
 
 
-class _Votes:
-    """The labels of the neighbours as votes, counted for some examples at a time."""
+class Votes:
+    """The neighbours of every example as voters, near ones counting more; for some examples at a time.
 
-    def __init__(self, neighbours: Neighbours, labels: NDArray[np.integer], n_classes: int) -> None:
-        if len(neighbours.ids) != len(labels):
+    Parameters
+    ----------
+    neighbours
+        Of all examples.
+    n_examples
+        As many as there are labels.
+
+    Raises
+    ------
+    AnalysisError
+        If there are not as many labels as examples with neighbours.
+    """
+
+    def __init__(self, neighbours: Neighbours, n_examples: int) -> None:
+        if len(neighbours.ids) != n_examples:
             raise AnalysisError(
-                f"there are neighbours of {len(neighbours.ids)} examples but labels of {len(labels)}; "
+                f"there are neighbours of {len(neighbours.ids)} examples but labels of {n_examples}; "
                 "pass those of the same examples in the same order."
             )
         self._neighbours = neighbours
-        self._labels = labels
-        self._n_classes = n_classes
         known = neighbours.distances[~np.isnan(neighbours.distances)]
         self._scale = float(np.median(known)) if known.size and np.median(known) > 0 else 1.0
 
-    def shares(self, rows: slice) -> NDArray[np.float64]:
-        """Share of each class among the neighbours, shape (n_rows, n_classes); NaN without labelled neighbours."""
-        ids = self._neighbours.ids[rows]
-        labels = np.where(ids >= 0, self._labels[ids], -1)
-        votes = labels >= 0
-        cell = np.arange(len(ids))[:, np.newaxis] * self._n_classes + labels
+    def weights(self, rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Ids of the neighbours and what they weigh, shape (n_rows, k); 0 where there is none, with any id."""
+        ids, distances = self._neighbours.ids[rows], self._neighbours.distances[rows]
         # From the nearest on, so that far ones do not all vanish together.
-        distances = self._neighbours.distances[rows]
-        weights = np.exp(-2 * (distances - distances[:, :1]) / self._scale)
-        size = len(ids) * self._n_classes
-        counted = np.bincount(cell[votes], weights=weights[votes], minlength=size).reshape(len(ids), self._n_classes)
+        weights = np.exp(-8 * (distances - distances[:, :1]) / self._scale)
+        return ids, np.where(ids >= 0, weights, 0)
+
+    def shares(self, rows: slice, labels: NDArray[np.integer], n_classes: int) -> NDArray[np.float64]:
+        """Share of each class among the neighbours, shape (n_rows, n_classes); NaN without labelled neighbours.
+
+        `labels` are those of all examples, negative where there is none.
+        """
+        ids, weights = self.weights(rows)
+        of_voter = labels[ids]
+        votes = of_voter >= 0
+        cell = np.arange(len(ids))[:, np.newaxis] * n_classes + of_voter
+        size = len(ids) * n_classes
+        counted = np.bincount(cell[votes], weights=weights[votes], minlength=size).reshape(len(ids), n_classes)
         total = counted.sum(axis=1, keepdims=True)
         shares = np.full(counted.shape, np.nan)
         np.divide(counted, total, out=shares, where=total > 0)
@@ -340,53 +379,53 @@ def confident_learning(probs: NDArray[np.floating], labels: NDArray[np.integer])
     return ConfidentCounts(estimate_joint(kept_labels, kept_probs, confident_joint=counts), noise_matrix, is_error)
 
 
-def mean_probs(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean probability of every class over the epochs in which an example was seen, for logits in memory.
+def _means(logits: NDArray[Any], labels: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean probability of every class, shape (n_examples, n_classes), and area under the margin, from one copy.
 
-    Returns shape (n_examples, n_classes), each row summing to one; NaN for an example that was never seen.
+    Over the epochs in which an example was seen; NaN for one that never was.
     """
-    _, n_examples, n_classes = logits.shape
-    total, n_seen = np.zeros((n_classes, n_examples)), np.zeros(n_examples)
-    for epoch_logits in logits:
-        probs, top, seen = classes_first(epoch_logits)
-        exponentiate(probs, top)
-        probs /= probs.sum(axis=0)
-        probs[:, ~seen] = 0
-        total += probs
-        n_seen += seen
-    total[:, n_seen == 0] = np.nan
-    return np.ascontiguousarray((total / np.maximum(n_seen, 1)).T)
+    values, top, seen = classes_first(logits)
+    aum = mean_over_epochs(margins_of(values, seen, labels))
+    softmax(values, top)
+    values[:, ~seen] = 0
+    n_seen = seen.sum(axis=0)
+    probs = values.sum(axis=1, dtype=np.float64)
+    probs /= np.where(n_seen > 0, n_seen, np.nan)
+    return np.ascontiguousarray(probs.T), aum
 
 
-def _suspects_of_chunk(
-    logits: NDArray[Any], labels: NDArray[np.integer], shares: NDArray[np.float64] | None
-) -> Suspects:
-    """Judge some examples, all of their epochs in memory."""
-    probs = mean_probs(logits)
+def suspects_of_some(logits: NDArray[Any], labels: NDArray[np.integer], shares: NDArray[np.float64] | None) -> Suspects:
+    """Do what `suspected_errors` does, for logits in memory and the shares of the classes among the neighbours."""
+    probs, aum = _means(logits, labels)
     seen = ~np.isnan(probs[:, 0])
     labelled, column = _column(labels)
 
     def given(of_class: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(labelled & seen, np.take_along_axis(of_class, column, axis=-1)[:, 0], np.nan)
 
-    credible = probs.copy()
-    if shares is not None:
-        np.add(probs / 2, shares / 2, out=credible, where=~np.isnan(shares))
+    credible = probs.copy() if shares is None else credibility(probs, shares)
     score = 1 - given(credible)
-    rows = np.flatnonzero(labelled)
-    credible[rows, labels[rows]] = -1
-    suggested = credible.argmax(axis=-1)
-    suggested_prob = np.take_along_axis(credible, suggested[:, np.newaxis], axis=-1)[:, 0]
+    suggested, suggested_prob = _best_other(credible, labels)
     return Suspects(
         score=score,
         suggested_label=np.where(seen, suggested, -1),
-        suggested_prob=np.where(seen, suggested_prob, np.nan),
+        suggested_prob=suggested_prob,
         self_confidence=given(probs),
         normalized_margin=normalized_margin(probs, labels),
         confidence_weighted_entropy=confidence_weighted_entropy(probs, labels),
-        aum=mean_over_epochs(margins(logits, labels)),
+        aum=aum,
         neighbour_agreement=np.full(len(labels), np.nan) if shares is None else given(shares),
     )
+
+
+def _best_other(
+    credible: NDArray[np.float64], labels: NDArray[np.integer]
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The most credible class but the given one, and how credible it is; overwrites `credible`."""
+    rows = np.flatnonzero(labels >= 0)
+    credible[rows, labels[rows]] = -1
+    best = credible.argmax(axis=-1)
+    return best, np.take_along_axis(credible, best[:, np.newaxis], axis=-1)[:, 0]
 
 
 def _column(labels: NDArray[np.integer]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

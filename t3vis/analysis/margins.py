@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 
 from t3vis.analysis.trajectories import (
     CHUNK_SIZE,
+    Columns,
     LogitsLike,
+    by_example,
     check_logits_and_labels,
     classes_first,
-    example_chunks,
     mean_over_epochs,
 )
 from t3vis.errors import AnalysisError
@@ -52,10 +53,11 @@ def area_under_margin(
     array([0.5, 1. ])
     """
     check_logits_and_labels(logits, labels, min_classes=2)
-    chunks = example_chunks(logits, labels, chunk_size=chunk_size)
-    return np.concatenate(
-        [mean_over_epochs(margins(chunk_logits, chunk_labels)) for chunk_logits, chunk_labels in chunks]
-    )
+
+    def areas(some: NDArray[Any], of_some: NDArray[np.integer], _: slice) -> Columns:
+        return {"aum": mean_over_epochs(margins(some, of_some))}
+
+    return by_example(areas, logits, labels, chunk_size=chunk_size)["aum"]
 
 
 def margins(logits: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -69,14 +71,27 @@ def margins(logits: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[np.flo
     >>> margins(np.array([[[1.0, 3.0, 0.0]]]), np.array([1]))
     array([[2.]])
     """
-    labelled = labels >= 0
-    at_label = np.where(labelled, labels, 0), np.arange(len(labels))
-    found = np.full(logits.shape[:2], np.nan)
-    for epoch, epoch_logits in enumerate(logits):
-        values, _, seen = classes_first(epoch_logits)
-        gold = values[at_label].astype(np.float64)
-        values[at_label] = -np.inf
-        np.subtract(gold, values.max(axis=0), out=found[epoch], where=seen & labelled)
+    values, _, seen = classes_first(logits)
+    return margins_of(values, seen, labels)
+
+
+def margins_of(
+    values: NDArray[np.floating], seen: NDArray[np.bool_], labels: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """Do what `margins` does, from values and who was seen as `classes_first` returns them; leaves them as they were.
+
+    Examples
+    --------
+    >>> margins_of(np.array([[[1.0]], [[3.0]]]), np.array([[True]]), np.array([1]))
+    array([[2.]])
+    """
+    given = np.maximum(labels, 0), slice(None), np.arange(len(labels))
+    gold = values[given]
+    values[given] = -np.inf
+    found = np.full(seen.shape, np.nan)
+    with np.errstate(invalid="ignore"):
+        np.subtract(gold.T, values.max(axis=0), out=found, where=seen & (labels >= 0), dtype=np.float64)
+    values[given] = gold
     return found
 
 

@@ -1,18 +1,28 @@
 """Nearest neighbours in the space of the hidden states: exact, by blocks of matrix products."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t3vis.analysis.states import StatesLike, state_chunks, unit_rows
+from t3vis.analysis.states import CHUNK_SIZE, StatesLike, state_chunks, unit_rows
 from t3vis.errors import AnalysisError
 
 Metric = Literal["cosine", "euclidean"]
 
-BLOCK_VALUES = 1 << 24
-"""Similarities held at a time, in float32: 64 MB."""
+BLOCK_BYTES = 64 << 20
+"""Distances held at a time, in float32; smaller blocks are slower."""
+N_SPARE = 8
+"""Candidates beyond those asked for, since products of float32 lose what is small beside the norms."""
+GROUP_SIZE = 25
+"""Columns in each of the groups whose lowest are compared."""
+
+Progress = Callable[[int, int], None]
+"""Called with how many examples are done, and of how many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +78,7 @@ def nearest_neighbours(
 
     Notes
     -----
-    Candidates are found by similarity in float32, 8 more than k; their distances are then computed from
-    differences, since the matrix product loses what is small beside the norms.
+    The search is that of `nearest_rows`.
 
     Examples
     --------
@@ -81,13 +90,26 @@ def nearest_neighbours(
     """
     if k < 1:
         raise AnalysisError(f"k is {k} but must be at least 1 neighbour.")
-    n_examples = states.shape[0]
-    index = _index(states, metric, references)
-    rows = np.arange(n_examples) if queries is None else np.asarray(queries, dtype=np.int64)
-    found = Neighbours(np.full((len(rows), k), -1), np.full((len(rows), k), np.nan))
-    block = int(np.clip(BLOCK_VALUES // max(len(index.ids), 1), 1, 4096))
-    for start in range(0, len(rows), block):
-        _search(index, states, rows[start : start + block], start, found, metric)
+    chosen = np.ones(states.shape[0], dtype=np.bool_)
+    if references is not None:
+        chosen[:] = False
+        chosen[references] = True
+    ids, rows, center = _references(states, metric, chosen)
+    queried = np.arange(states.shape[0]) if queries is None else np.asarray(queries, dtype=np.int64)
+    found = Neighbours(np.full((len(queried), k), -1), np.full((len(queried), k), np.nan))
+    k = min(k, len(ids))
+    for start in range(0, len(queried), CHUNK_SIZE):
+        chunk = queried[start : start + CHUNK_SIZE]
+        values = np.asarray(states[chunk], dtype=np.float32)
+        seen = np.isfinite(values).all(axis=1)
+        own = np.where(chosen[chunk], np.searchsorted(ids, chunk), -1)[seen]
+        indices, distances = nearest_rows(_comparable(values[seen], metric) - center, rows, k=k, own=own)
+        is_known = np.isfinite(distances)
+        at = start + np.flatnonzero(seen)
+        found.ids[at, :k] = np.where(is_known, ids[indices], -1)
+        # Of unit vectors, one minus the cosine is half the squared distance.
+        far = distances**2 / 2 if metric == "cosine" else distances
+        found.distances[at, :k] = np.where(is_known, far, np.nan)
     return found
 
 
@@ -104,77 +126,157 @@ def sample_of(n_examples: int, n_sampled: int, *, seed: int = 0) -> NDArray[np.i
     return np.sort(np.random.default_rng(seed).choice(n_examples, n_sampled, replace=False))
 
 
-@dataclass(frozen=True, eq=False)
-class _Index:
-    """The references: their ids, shape (n,), values as compared, shape (n, hidden), and half their squared norm."""
+def nearest_rows(
+    queries: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    *,
+    k: int,
+    own: NDArray[np.integer] | None = None,
+    progress: Progress | None = None,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Rows nearest to each query in Euclidean distance; exact.
 
-    ids: NDArray[np.int64]
-    values: NDArray[np.float32]
-    half_squares: NDArray[np.float32]
-    center: NDArray[np.float32]
+    Parameters
+    ----------
+    queries, rows
+        Shapes (n_queries, hidden) and (n_rows, hidden), finite. The nearer their mean is to zero, the more digits the
+        products keep.
+    k
+        How many, at most ``n_rows``.
+    own
+        The row that each query itself is, which is then left out; -1 if it is none. Shape (n_queries,).
+    progress
+        Called after every block of queries.
+
+    Returns
+    -------
+    Places among the rows and distances, shape (n_queries, k), by rising distance; of rows at equal distance the first
+    comes first. The distance is infinite where no row is left.
+
+    Notes
+    -----
+    Candidates are found by products of matrices in float32, 8 more than k, and brought into order by distances that
+    are taken of the differences.
+
+    Examples
+    --------
+    >>> rows = np.array([[0.0], [1.0], [3.0]], dtype=np.float32)
+    >>> nearest_rows(rows, rows, k=2, own=np.arange(3))
+    (array([[1, 2], [0, 2], [1, 0]], dtype=int32),
+     array([[1., 3.], [1., 2.], [2., 3.]], dtype=float32))
+    """
+    farness = farness_to(rows)
+    n_candidates = min(k + N_SPARE, len(rows))
+    indices, distances = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float32)
+    n_values = max(len(rows), n_candidates * rows.shape[1])
+    for block in row_blocks(len(queries), n_values, BLOCK_BYTES):
+        far = farness(queries[block])
+        if own is not None:
+            is_row = np.flatnonzero(own[block] >= 0)
+            far[is_row, own[block][is_row]] = np.inf
+        candidates, far = lowest(far, n_candidates)
+        found, distance = by_distance(queries[block], rows, candidates, is_left_out=np.isinf(far))
+        indices[block], distances[block] = found[:, :k], distance[:, :k]
+        if progress is not None:
+            progress(block.stop, len(queries))
+    return indices, distances
 
 
-def _index(states: StatesLike, metric: Metric, references: NDArray[np.integer] | None) -> _Index:
+def row_blocks(n_rows: int, n_columns: int, n_bytes: int) -> Iterator[slice]:
+    """Slices of rows such that ``n_columns`` float32 for each of them take at most ``n_bytes``."""
+    size = max(n_bytes // (4 * max(n_columns, 1)), 1)
+    return (slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size))
+
+
+def farness_to(rows: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """What gives for queries a number that rises with the distance to each row, in one product of matrices.
+
+    Half the squared distance, less half the squared length of the query: shape (n_queries, n_rows).
+    """
+    half_squares = np.vecdot(rows, rows)[:, np.newaxis] / 2
+    extended = np.concatenate([-rows, half_squares], axis=1).T
+
+    def farness(queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        one = np.ones((len(queries), 1), np.float32)
+        far: NDArray[np.float32] = np.concatenate([queries, one], axis=1) @ extended
+        return far
+
+    return farness
+
+
+def lowest(far: NDArray[np.float32], k: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Places of the ``k`` lowest in each row, in rising order of place, and what stands there; of equal ones the first.
+
+    Examples
+    --------
+    >>> lowest(np.array([[5, 1, 7, 1, 5, 5]], dtype=np.float32), 3)
+    (array([[0, 1, 3]]), array([[5., 1., 1.]], dtype=float32))
+    """
+    n_rows, n_columns = far.shape
+    if far.size == 0:
+        return np.empty((n_rows, 0), np.intp), far
+    bound = _no_lower_than_last(far, k)
+    row, column = np.divmod(np.flatnonzero(far < bound[:, np.newaxis]), n_columns)
+    in_row = np.arange(len(row)) - np.searchsorted(row, row)
+    below = np.full((n_rows, max(int(in_row.max(initial=0)) + 1, k)), np.inf, np.float32)
+    below[row, in_row] = far[row, column]
+    limit = np.minimum(np.sort(below, axis=1)[:, k - 1], bound)[:, np.newaxis]
+    is_found, is_last = far < limit, far == limit
+    n_left = k - np.count_nonzero(is_found, axis=1)
+    tied = np.flatnonzero(np.count_nonzero(is_last, axis=1) > n_left)
+    is_last[tied] &= np.cumsum(is_last[tied], axis=1, dtype=np.int32) <= n_left[tied, np.newaxis]
+    found = (np.flatnonzero(is_found | is_last) % n_columns).reshape(n_rows, k)
+    return found, np.take_along_axis(far, found, axis=1)
+
+
+def _no_lower_than_last(far: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """A number for each row which at least ``k`` of it do not exceed, and seldom many more.
+
+    The columns fall into groups, each of which has a lowest. What the ``k`` lowest of these do not exceed is found
+    without sorting the whole row, which takes as long as half the product of matrices that it comes from.
+    """
+    n_groups = far.shape[1] // GROUP_SIZE
+    if n_groups < 4 * k:
+        lowest_of_groups = far
+    else:
+        grouped = far[:, : n_groups * GROUP_SIZE].reshape(len(far), GROUP_SIZE, n_groups)
+        lowest_of_groups = grouped.min(axis=1)
+    limit: NDArray[np.float32] = np.sort(lowest_of_groups, axis=1)[:, k - 1]
+    return limit
+
+
+def by_distance(
+    queries: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    found: NDArray[np.integer],
+    *,
+    is_left_out: NDArray[np.bool_] | None = None,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """What was found for each query by rising distance, which is taken of the differences: they lose no digits."""
+    distances = np.linalg.norm(rows[found] - queries[:, np.newaxis], axis=2)
+    if is_left_out is not None:
+        distances[is_left_out] = np.inf
+    rising = np.lexsort((found, distances), axis=1)
+    return np.take_along_axis(found, rising, axis=1).astype(np.int32), np.take_along_axis(distances, rising, axis=1)
+
+
+def _references(
+    states: StatesLike, metric: Metric, chosen: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+    """Ids of the references that were seen, their values as compared, centred, and the centre."""
     kept_ids, kept_values = [], []
-    chosen = np.ones(states.shape[0], dtype=np.bool_)
-    if references is not None:
-        chosen[:] = False
-        chosen[references] = True
     for rows, values, seen in state_chunks(states):
         wanted = seen & chosen[rows]
         kept_ids.append(rows.start + np.flatnonzero(wanted))
         kept_values.append(_comparable(values[wanted], metric))
-    hidden = states.shape[1]
-    values = np.concatenate(kept_values) if kept_values else np.empty((0, hidden), np.float32)
+    if not kept_ids:
+        return np.empty(0, np.int64), np.empty((0, states.shape[1]), np.float32), np.zeros(states.shape[1], np.float32)
+    values = np.concatenate(kept_values)
     # Distances do not change when all are moved; products are then as precise as the spread, not as the mean.
-    center = values.mean(axis=0) if metric == "euclidean" and len(values) else np.zeros(hidden, np.float32)
+    center = (values.sum(axis=0, dtype=np.float64) / max(len(values), 1)).astype(np.float32)
     values -= center
-    ids = np.concatenate(kept_ids) if kept_ids else np.empty(0, np.int64)
-    return _Index(ids, values, np.einsum("nd,nd->n", values, values) / 2, center)
+    return np.concatenate(kept_ids), values, center
 
 
 def _comparable(values: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
     return values if metric == "euclidean" else unit_rows(values)
-
-
-def _search(
-    index: _Index, states: StatesLike, queries: NDArray[np.int64], start: int, found: Neighbours, metric: Metric
-) -> None:
-    """Enter the neighbours of some examples, whose first row of the result is `start`."""
-    raw = np.asarray(states[queries], dtype=np.float32)
-    seen = np.isfinite(raw).all(axis=1)
-    rows = start + np.flatnonzero(seen)
-    own = queries[seen]
-    if not len(rows) or not len(index.ids):
-        return
-    values = _comparable(raw[seen], metric) - index.center
-    similar = values @ index.values.T
-    similar -= index.half_squares
-    at = np.minimum(np.searchsorted(index.ids, own), len(index.ids) - 1)
-    among = np.flatnonzero(index.ids[at] == own)
-    similar[among, at[among]] = -np.inf
-    n_candidates = min(found.k + 8, len(index.ids))
-    candidates = np.argpartition(similar, len(index.ids) - n_candidates, axis=1)[:, -n_candidates:]
-    candidates.sort(axis=1)
-    is_self = index.ids[candidates] == own[:, np.newaxis]
-    exact = _distances(values, index.values, candidates)
-    exact[is_self] = np.inf
-    nearest = np.argsort(exact, axis=1, kind="stable")[:, : found.k]
-    distances = np.take_along_axis(exact, nearest, axis=1)
-    ids = index.ids[np.take_along_axis(candidates, nearest, axis=1)]
-    is_known = np.isfinite(distances)
-    width = ids.shape[1]
-    found.ids[rows, :width] = np.where(is_known, ids, -1)
-    # Of unit vectors, one minus the cosine is half the squared distance.
-    found.distances[rows, :width] = np.where(is_known, distances**2 / 2 if metric == "cosine" else distances, np.nan)
-
-
-def _distances(
-    values: NDArray[np.float32], references: NDArray[np.float32], candidates: NDArray[np.intp]
-) -> NDArray[np.float64]:
-    """Euclidean distance of each row to each of its candidates, a few candidates at a time."""
-    found = np.empty(candidates.shape)
-    for column in range(candidates.shape[1]):
-        differences = values - references[candidates[:, column]]
-        found[:, column] = np.einsum("nd,nd->n", differences, differences, dtype=np.float64)
-    return np.sqrt(found)

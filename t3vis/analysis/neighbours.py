@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,16 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from sklearn.cluster import MiniBatchKMeans
 
+from t3vis.analysis.nearest import (
+    BLOCK_BYTES,
+    Progress,
+    by_distance,
+    farness_to,
+    lowest,
+    nearest_rows,
+    row_blocks,
+)
+from t3vis.analysis.states import check_states
 from t3vis.errors import AnalysisError
 
 K_NEIGHBOURS = 15
@@ -21,13 +30,6 @@ N_CLUSTERED = 20_000
 """Examples from which the cells are made."""
 N_RECALL_EXAMPLES = 1_000
 """Examples on which the recall of approximate neighbours is measured."""
-BLOCK_BYTES = 16 << 20
-"""What is worked on at a time takes at most this; blocks four times as large are slower."""
-SEARCH_BYTES = 64 << 20
-"""The same for the distances among which neighbours are looked for, where small blocks are slower."""
-
-Progress = Callable[[int, int], None]
-"""Called with how many examples are done, and of how many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,38 +52,6 @@ class NeighbourGraph:
     def k(self) -> int:
         """Neighbours of each example."""
         return int(self.indices.shape[1])
-
-
-def unit_rows(states: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Hidden states scaled to length one, on which Euclidean distance and cosine similarity give one order.
-
-    Parameters
-    ----------
-    states
-        Shape (n_examples, hidden), finite.
-
-    Returns
-    -------
-    Shape (n_examples, hidden). A row of zeros, which has no direction, stays as it is.
-
-    Raises
-    ------
-    AnalysisError
-        If `states` is not two-dimensional or not finite.
-
-    Examples
-    --------
-    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
-    array([[0.6, 0.8],
-           [0. , 0. ]], dtype=float32)
-    """
-    check_states(states)
-    rows = states.astype(np.float32)
-    largest = np.abs(rows).max(axis=1, initial=0, keepdims=True)
-    rows /= np.where(largest > 0, largest, 1)  # else squares overflow, or vanish
-    length = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, np.newaxis]
-    rows /= np.where(length > 0, length, 1)
-    return rows
 
 
 def neighbour_graph(
@@ -140,11 +110,11 @@ def neighbour_graph(
     k = min(k, n_examples - 1)
     rows = centred(states)
     if n_examples <= max_exact:
-        indices, distances = _exact(rows, rows, k, np.arange(n_examples), progress)
+        indices, distances = nearest_rows(rows, rows, k=k, own=np.arange(n_examples), progress=progress)
         return NeighbourGraph(indices, distances, recall=1.0)
     indices, distances = _by_cells(rows, k, seed, progress)
     sample = np.random.default_rng(seed).choice(n_examples, min(N_RECALL_EXAMPLES, n_examples), replace=False)
-    truth, _ = _exact(rows[sample], rows, k, sample, None)
+    truth, _ = nearest_rows(rows[sample], rows, k=k, own=sample)
     return NeighbourGraph(indices, distances, recall=float(shared(indices[sample], truth).mean()))
 
 
@@ -185,8 +155,8 @@ def nearest_in(
             f"queries have {queries.shape[1]} columns but states have {states.shape[1]}; pass one layer."
         )
     mean = states.mean(axis=0, dtype=np.float64)
-    k = min(k, len(states))
-    return _exact((queries - mean).astype(np.float32), (states - mean).astype(np.float32), k, None, progress)
+    about_mean = (queries - mean).astype(np.float32), (states - mean).astype(np.float32)
+    return nearest_rows(*about_mean, k=min(k, len(states)), progress=progress)
 
 
 def map_neighbours(coordinates: NDArray[np.floating], *, k: int) -> NDArray[np.int32]:
@@ -250,7 +220,13 @@ def neighbour_overlap(before: NeighbourGraph, after: NeighbourGraph) -> NDArray[
 
 
 def shared(one: NDArray[np.integer], other: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Share of the ids in each row of `one` that are also in that row of `other`, shape (n_rows,)."""
+    """Share of the ids in each row of `one` that are also in that row of `other`, shape (n_rows,).
+
+    Examples
+    --------
+    >>> shared(np.array([[1, 2], [3, 4]]), np.array([[2, 7], [4, 3]]))
+    array([0.5, 1. ])
+    """
     k = one.shape[1]
     both = np.sort(np.concatenate([one, other], axis=1), axis=1)  # ids are unique in each row of either
     share: NDArray[np.float64] = np.count_nonzero(both[:, 1:] == both[:, :-1], axis=1) / k
@@ -263,89 +239,31 @@ def centred(states: NDArray[np.floating]) -> NDArray[np.float32]:
     return about_mean
 
 
-def check_states(states: NDArray[np.floating]) -> None:
-    """Raise `AnalysisError` unless `states` are finite numbers of shape (n_examples, hidden)."""
-    if states.ndim != 2 or not np.issubdtype(states.dtype, np.floating):
-        raise AnalysisError(
-            f"states has shape {states.shape} and dtype {states.dtype} but must be floating-point numbers of shape "
-            "(n_examples, hidden); pass one layer of one epoch."
-        )
-    finite = np.isfinite(states).all(axis=1)
-    if not finite.all():
-        raise AnalysisError(
-            f"{np.count_nonzero(~finite):,} of {len(states):,} examples have states that are not finite, example "
-            f"{int(finite.argmin())} the first; leave out those that were not seen."
-        )
-
-
-def row_blocks(n_rows: int, n_columns: int, n_bytes: int = BLOCK_BYTES) -> Iterator[slice]:
-    """Slices of rows such that ``n_columns`` float32 for each of them take at most ``n_bytes``."""
-    size = max(n_bytes // (4 * max(n_columns, 1)), 1)
-    return (slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size))
-
-
-def farness_to(rows: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What gives for queries a number that rises with the distance to each row, in one product of matrices.
-
-    Half the squared distance, less half the squared length of the query: shape (n_queries, n_rows).
-    """
-    half_squares = np.vecdot(rows, rows)[:, np.newaxis] / 2
-    extended = np.concatenate([-rows, half_squares], axis=1).T
-
-    def farness(queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        one = np.ones((len(queries), 1), np.float32)
-        far: NDArray[np.float32] = np.concatenate([queries, one], axis=1) @ extended
-        return far
-
-    return farness
-
-
-def _exact(
-    queries: NDArray[np.float32],
-    rows: NDArray[np.float32],
-    k: int,
-    own: NDArray[np.integer] | None,
-    progress: Progress | None,
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Neighbours of the queries, a block after the other; ``own`` is the row that each of them is itself."""
-    farness = farness_to(rows)
-    indices, distances = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float32)
-    for block in row_blocks(len(queries), len(rows), SEARCH_BYTES):
-        far = farness(queries[block])
-        if own is not None:
-            far[np.arange(len(far)), own[block]] = np.inf
-        found, _ = _lowest(far, k)
-        indices[block], distances[block] = _by_distance(queries[block], rows, found)
-        if progress is not None:
-            progress(block.stop, len(queries))
-    return indices, distances
-
-
 def _by_cells(
     rows: NDArray[np.float32], k: int, seed: int, progress: Progress | None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Neighbours of every row among the rows of the cells nearest to it, a cell after the other."""
     cells, visitors = _cells(rows, seed)
-    indices, lowest = np.zeros((len(rows), k), np.int32), np.full((len(rows), k), np.inf, np.float32)
+    indices, farness_of = np.zeros((len(rows), k), np.int32), np.full((len(rows), k), np.inf, np.float32)
     for n_done, (cell, visiting) in enumerate(zip(cells, visitors, strict=True)):
         farness = farness_to(rows[cell])
-        for block in row_blocks(len(visiting), len(cell), SEARCH_BYTES):
+        for block in row_blocks(len(visiting), len(cell), BLOCK_BYTES):
             queries = visiting[block]
             far = farness(rows[queries])
             far[queries[:, np.newaxis] == cell] = np.inf
-            found, far = _lowest(far, min(k, len(cell)))
+            found, far = lowest(far, min(k, len(cell)))
             ids = np.concatenate([indices[queries], cell[found]], axis=1)
-            far = np.concatenate([lowest[queries], far], axis=1)
+            far = np.concatenate([farness_of[queries], far], axis=1)
             best = np.argsort(far, axis=1)[:, :k]
             indices[queries] = np.take_along_axis(ids, best, axis=1)
-            lowest[queries] = np.take_along_axis(far, best, axis=1)
+            farness_of[queries] = np.take_along_axis(far, best, axis=1)
         if progress is not None:
             progress((n_done + 1) * len(rows) // len(cells), len(rows))
-    few = np.flatnonzero(np.isinf(lowest[:, -1]))  # whose cells hold fewer than k others
-    indices[few], _ = _exact(rows[few], rows, k, few, None)
+    few = np.flatnonzero(np.isinf(farness_of[:, -1]))  # whose cells hold fewer than k others
+    indices[few], _ = nearest_rows(rows[few], rows, k=k, own=few)
     distances = np.empty((len(rows), k), np.float32)
-    for block in row_blocks(len(rows), k * rows.shape[1]):
-        indices[block], distances[block] = _by_distance(rows[block], rows, indices[block])
+    for block in row_blocks(len(rows), k * rows.shape[1], BLOCK_BYTES):
+        indices[block], distances[block] = by_distance(rows[block], rows, indices[block])
     return indices, distances
 
 
@@ -360,7 +278,7 @@ def _cells(rows: NDArray[np.float32], seed: int) -> tuple[list[NDArray[np.intp]]
     visits = np.concatenate(
         [
             np.argsort(farness(rows[block]), axis=1)[:, :n_visits].astype(np.int32)
-            for block in row_blocks(len(rows), n_cells)
+            for block in row_blocks(len(rows), n_cells, BLOCK_BYTES)
         ]
     )
     return _grouped(visits[:, 0], n_cells, 1), _grouped(visits.ravel(), n_cells, n_visits)
@@ -370,26 +288,3 @@ def _grouped(cell: NDArray[np.integer], n_cells: int, n_visits: int) -> list[NDA
     """For each cell the places at which it stands, divided by ``n_visits``."""
     ends = np.cumsum(np.bincount(cell, minlength=n_cells))
     return np.split(np.argsort(cell, kind="stable") // n_visits, ends[:-1])
-
-
-def _lowest(far: NDArray[np.float32], k: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Places of the ``k`` lowest in each row, in any order, and what stands there; of equal ones the first."""
-    if far.size == 0:
-        return np.empty((len(far), 0), np.intp), far
-    limit = np.sort(far, axis=1)[:, k - 1]  # a tenth of the time of np.argpartition
-    row, column = np.nonzero(far <= limit[:, np.newaxis])
-    if len(row) > k * len(far):
-        order = np.lexsort((column, far[row, column], row))
-        row, column = row[order], column[order]
-    first = np.searchsorted(row, np.arange(len(far)))
-    found = column[first[:, np.newaxis] + np.arange(k)]
-    return found, np.take_along_axis(far, found, axis=1)
-
-
-def _by_distance(
-    queries: NDArray[np.float32], rows: NDArray[np.float32], found: NDArray[np.integer]
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """What was found for each query by rising distance, which is taken of the differences: they lose no digits."""
-    distances = np.linalg.norm(rows[found] - queries[:, np.newaxis], axis=2)
-    rising = np.lexsort((found, distances), axis=1)
-    return np.take_along_axis(found, rising, axis=1).astype(np.int32), np.take_along_axis(distances, rising, axis=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,9 @@ from openTSNE.nearest_neighbors import PrecomputedNeighbors
 from openTSNE.tsne import OptimizationInterrupt, gradient_descent
 from scipy.linalg import orthogonal_procrustes
 
-from t3vis.analysis.neighbours import NeighbourGraph, Progress, check_states, nearest_in
+from t3vis.analysis.nearest import Progress
+from t3vis.analysis.neighbours import NeighbourGraph, nearest_in
+from t3vis.analysis.states import StatesLike, check_states
 from t3vis.errors import AnalysisError
 
 CHUNK_SIZE = 65_536
@@ -30,16 +32,6 @@ MIN_EXAMPLES = 4
 """Fewer points make no map: t-SNE of three is a triangle, whatever they are."""
 REPORT_EVERY = 10
 """Iterations between two calls of a callback."""
-
-
-class StatesLike(Protocol):
-    """Hidden states in memory or on disk, as far as PCA needs them: a shape, and slices as NumPy arrays."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Always (n_examples, hidden)."""
-
-    def __getitem__(self, key: slice, /) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +57,20 @@ class Phase:
 
     n_iter: int
     exaggeration: float
+    learning_rate: float = 1
+    """In multiples of openTSNE's own, the number of examples over the exaggeration."""
 
 
 FRESH = (Phase(250, 12), Phase(500, 1))
 """For a map that starts from principal components; openTSNE's own."""
-CONTINUED = (Phase(50, 1.5), Phase(250, 1))
-"""For a map that starts from the last one. With less exaggeration it fits worse, with more it moves though no state
-has changed: the part ``next`` of ``benchmarks/bench_projection.py``."""
+CONTINUED = (Phase(300, 1, learning_rate=6),)
+"""For a map that starts from the last one. With exaggeration it moves though no state has changed, with a lower rate
+it fits worse: the part ``next`` of ``benchmarks/bench_projection.py``."""
+REARRANGED = (Phase(50, 4), Phase(250, 1, learning_rate=2))
+"""For a map that starts from one on which most examples had other neighbours: without exaggeration they cannot pass
+each other, and what it moves means nothing in any case."""
+MIN_KEPT = 0.3
+"""Share of the neighbours kept below which a map is rearranged: half are enough to hold on to, a tenth is not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +205,7 @@ def tsne(
         Where the optimization starts, shape (n_examples, 2): `pca_start`, or the coordinates of another map, which
         this one is then comparable with.
     phases
-        `FRESH` after `pca_start`, `CONTINUED` after another map.
+        `FRESH` after `pca_start`, what `phases_after` says after another map.
     resume
         A map that was stopped, of the same graph and phases, to go on from; `start` is then ignored.
     callback
@@ -279,6 +278,7 @@ def tsne(
             embedding.optimize(
                 n_left,
                 exaggeration=phase.exaggeration,
+                learning_rate=phase.learning_rate * n_examples / phase.exaggeration,
                 momentum=0.8,
                 inplace=True,
                 propagate_exception=True,
@@ -290,6 +290,17 @@ def tsne(
             break
         n_done, kl_divergence = n_done + n_left, embedding.kl_divergence
     return TSNEMap(np.array(embedding), kl_divergence, n_done, n_planned, optimizer.gains, optimizer.update)
+
+
+def phases_after(kept: float) -> tuple[Phase, ...]:
+    """How to go on from the last map, by the share of the neighbours in hidden space kept since then, in [0, 1].
+
+    Examples
+    --------
+    >>> phases_after(0.66) == CONTINUED, phases_after(0.09) == REARRANGED
+    (True, True)
+    """
+    return CONTINUED if kept >= MIN_KEPT else REARRANGED
 
 
 def place(

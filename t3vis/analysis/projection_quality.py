@@ -8,22 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from t3vis.analysis.neighbours import (
-    NeighbourGraph,
-    Progress,
-    centred,
-    check_states,
-    farness_to,
-    map_neighbours,
-    row_blocks,
-    shared,
-)
+from t3vis.analysis.nearest import Progress, farness_to, row_blocks
+from t3vis.analysis.neighbours import NeighbourGraph, centred, map_neighbours, shared
+from t3vis.analysis.states import check_states
 from t3vis.errors import AnalysisError
 
 MAX_EXACT = 20_000
 """Up to this many examples every measure is exact."""
 N_SAMPLED = 2_000
 """Examples on which all but the neighbour recall is measured, where there are more."""
+BLOCK_BYTES = 16 << 20
+"""Distances held at a time; blocks four times as large are slower."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,7 @@ def projection_quality(
     n_intruding, n_missing = np.empty(len(sample)), np.empty(len(sample))
     sums = np.empty((6, len(sample)))
     farness = farness_to(rows)
-    for block in row_blocks(len(sample), n_examples):
+    for block in row_blocks(len(sample), n_examples, BLOCK_BYTES):
         points = sample[block]
         itself = np.arange(len(points)), points
         far, far_on_map = farness(rows[points]), _squares(places, points)

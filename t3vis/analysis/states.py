@@ -67,19 +67,74 @@ class MeanDirection:
         return total
 
 
-def unit_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows brought to length 1; rows of zeros stay.
+class SideBySide:
+    """The directions of several states of each example as one long state; rows are made when they are read.
+
+    By cosine two examples are then as alike as they are in the mean of the parts. An example that was not seen in one
+    of the parts is NaN.
+
+    Parameters
+    ----------
+    parts
+        States of the same examples, such as those of several layers.
+
+    Raises
+    ------
+    AnalysisError
+        If there is no part, or they are not of as many examples.
 
     Examples
     --------
-    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32))
+    >>> SideBySide([np.array([[3.0, 4.0]]), np.array([[2.0]])])[:1]
+    array([[0.6, 0.8, 1. ]], dtype=float32)
+    """
+
+    def __init__(self, parts: Sequence[StatesLike]) -> None:
+        counts = {states.shape[0] for states in parts}
+        if len(counts) != 1:
+            raise AnalysisError(f"the parts hold {sorted(counts)} examples; pass at least one, of the same examples.")
+        self._parts = parts
+        self.shape = counts.pop(), sum(states.shape[1] for states in parts)
+
+    def __getitem__(self, key: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        found = []
+        for states in self._parts:
+            unit, seen = _unit_or_zero(np.array(states[key], dtype=np.float32))
+            unit[~seen] = np.nan
+            found.append(unit)
+        return np.concatenate(found, axis=1)
+
+
+def unit_rows(states: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Hidden states scaled to length one, on which Euclidean distance and cosine similarity give one order.
+
+    Parameters
+    ----------
+    states
+        Shape (n_examples, hidden), finite.
+
+    Returns
+    -------
+    Shape (n_examples, hidden). A row of zeros, which has no direction, stays as it is.
+
+    Raises
+    ------
+    AnalysisError
+        If `states` is not two-dimensional or not finite.
+
+    Examples
+    --------
+    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
     array([[0.6, 0.8],
            [0. , 0. ]], dtype=float32)
     """
-    norms = np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64))[:, np.newaxis]
-    unit = np.zeros_like(values)
-    np.divide(values, norms, out=unit, where=norms > 0, casting="unsafe")
-    return unit
+    check_states(states)
+    rows = states.astype(np.float32)
+    largest = np.abs(rows).max(axis=1, initial=0, keepdims=True)
+    rows /= np.where(largest > 0, largest, 1)  # else squares overflow, or vanish
+    length = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, np.newaxis]
+    rows /= np.where(length > 0, length, 1)
+    return rows
 
 
 def _unit_or_zero(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -128,4 +183,19 @@ def check_states_and_labels(states: StatesLike, labels: NDArray[np.integer]) -> 
         raise AnalysisError(
             f"labels has {len(labels)} examples but the hidden states have shape {tuple(states.shape)}; "
             "pass (n_examples, hidden) for the same examples in the same order."
+        )
+
+
+def check_states(states: NDArray[np.floating]) -> None:
+    """Raise `AnalysisError` unless `states` are finite numbers of shape (n_examples, hidden)."""
+    if states.ndim != 2 or not np.issubdtype(states.dtype, np.floating):
+        raise AnalysisError(
+            f"states has shape {states.shape} and dtype {states.dtype} but must be floating-point numbers of shape "
+            "(n_examples, hidden); pass one layer of one epoch."
+        )
+    finite = np.isfinite(states).all(axis=1)
+    if not finite.all():
+        raise AnalysisError(
+            f"{np.count_nonzero(~finite):,} of {len(states):,} examples have states that are not finite, example "
+            f"{int(finite.argmin())} the first; leave out those that were not seen."
         )

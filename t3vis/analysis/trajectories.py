@@ -1,6 +1,9 @@
-"""What the analyses of logits share: the gold label's trajectory over the epochs, a chunk of examples at a time."""
+"""What the analyses of logits share: the gold label's trajectory over the epochs, some examples at a time."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +14,15 @@ from t3vis.errors import AnalysisError
 
 CHUNK_SIZE = 16_384
 """Examples read at a time: at ten epochs and twenty classes of float32, 13 MB."""
+
+BLOCK_VALUES = 1 << 17
+"""Logits computed with at a time: 512 kB of float32, which stay in the cache where a chunk does not."""
+
+N_THREADS = min(os.cpu_count() or 1, 4)
+"""Threads that compute; more than a few would wait for the one that reads."""
+
+Columns = dict[str, NDArray[Any]]
+"""Arrays by name whose last axis counts the examples."""
 
 
 class LogitsLike(Protocol):
@@ -39,49 +51,53 @@ def trajectories(logits: NDArray[Any], labels: NDArray[np.integer]) -> Trajector
     """Probability and prediction of the gold label in every epoch, for logits in memory.
 
     Shapes as in `gold_probs`; of examples with equal highest logits the first class is the prediction, as in
-    ``argmax``. One epoch at a time, so that what is computed on the way stays small.
+    ``argmax``.
     """
-    labelled = labels >= 0
-    at_label = np.where(labelled, labels, 0), np.arange(len(labels))
-    found = Trajectories(
-        gold_probs=np.full(logits.shape[:2], np.nan),
-        correct=np.zeros(logits.shape[:2], dtype=np.bool_),
-        seen=np.zeros(logits.shape[:2], dtype=np.bool_),
-    )
-    for epoch, epoch_logits in enumerate(logits):
-        relative, top, seen = classes_first(epoch_logits)
-        known = seen & labelled
-        found.seen[epoch] = seen
-        found.correct[epoch] = known & (relative[at_label] == top)
-        several = np.flatnonzero(found.correct[epoch] & (np.count_nonzero(relative == top, axis=0) > 1))
-        found.correct[epoch, several] = epoch_logits[several].argmax(axis=-1) == labels[several]
-        exponentiate(relative, top)
-        np.divide(relative[at_label], relative.sum(axis=0), out=found.gold_probs[epoch], where=known)
-    return found
+    values, top, seen = classes_first(logits)
+    gold = of_labels(values, labels)
+    known = seen & (labels >= 0)
+    correct = known & (gold == top)
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        values -= top
+        if np.count_nonzero(values == 0) > np.count_nonzero(np.isfinite(top)):  # somewhere two classes are highest
+            correct &= logits.argmax(axis=-1) == labels
+        np.exp(values, out=values)
+        gold_probs = np.exp(gold - top).astype(np.float64)
+        gold_probs /= values.sum(axis=0)
+    gold_probs[~known] = np.nan
+    return Trajectories(gold_probs, correct, seen)
 
 
 def classes_first(
     logits: NDArray[Any],
 ) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.bool_]]:
-    """The logits of one epoch with the classes along the first axis, the highest of each example, and who was seen.
+    """The logits with the classes along the first axis, the highest of each example, and who was seen.
 
-    NumPy reduces over the first of two axes several times as fast as over a short last one. The values are a copy, in
-    the precision of the logits, at least float32. Shapes (n_classes, n_examples), (n_examples,) and (n_examples,).
+    NumPy reduces over the first axis several times as fast as over a short last one. The values are a copy, in the
+    precision of the logits, at least float32. Shapes (n_classes, n_epochs, n_examples) and, of the others, (n_epochs,
+    n_examples).
     """
-    values = np.array(logits.T, dtype=np.result_type(logits.dtype, np.float32), order="C")
+    in_order = np.moveaxis(logits, -1, 0)
+    values = np.array(in_order, dtype=np.result_type(logits.dtype, np.float32), order="C")
     with np.errstate(invalid="ignore"):
         top, low = values.max(axis=0), values.min(axis=0)
     return values, top, np.isfinite(top) & np.isfinite(low)
 
 
-def exponentiate(values: NDArray[np.floating], top: NDArray[np.floating]) -> None:
-    """Turn logits of `classes_first`, in place, into probabilities relative to the highest: softmax, undivided.
+def of_labels(values: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[Any]:
+    """Values of the given labels, shape (n_epochs, n_examples), from those of `classes_first`; any where none is."""
+    return np.asarray(values[np.maximum(labels, 0), :, np.arange(len(labels))].T)
+
+
+def softmax(values: NDArray[np.floating], top: NDArray[np.floating]) -> None:
+    """Turn logits of `classes_first`, in place, into probabilities.
 
     Rows that are not finite yield NaN somewhere, or wrong numbers where a class is at -inf: the caller masks them.
     """
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         values -= top
         np.exp(values, out=values)
+        values /= values.sum(axis=0)
 
 
 def is_seen(logits: NDArray[Any]) -> NDArray[np.bool_]:
@@ -92,9 +108,11 @@ def is_seen(logits: NDArray[Any]) -> NDArray[np.bool_]:
 
 def mean_over_epochs(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Mean over the first axis in float64, NaN left out; NaN where there is nothing else."""
-    known = ~np.isnan(values)
-    n_known = np.count_nonzero(known, axis=0)
-    total = np.sum(values, axis=0, dtype=np.float64, where=known)
+    unknown = np.isnan(values)
+    if len(values) and not unknown.any():
+        return np.asarray(values.mean(axis=0, dtype=np.float64))
+    n_known = len(values) - np.count_nonzero(unknown, axis=0)
+    total = np.where(unknown, 0, values).sum(axis=0, dtype=np.float64)
     mean = np.full(n_known.shape, np.nan)
     np.divide(total, n_known, out=mean, where=n_known > 0)
     return mean
@@ -139,14 +157,48 @@ def epoch_window(n_epochs: int, *, burn_in: int, burn_out: int | None) -> slice:
     return slice(burn_in, stop)
 
 
-def example_chunks(
-    logits: LogitsLike, labels: NDArray[np.integer], *, chunk_size: int, epochs: slice = slice(None)
-) -> Iterator[tuple[NDArray[Any], NDArray[np.integer]]]:
-    """Yield logits and labels of at most `chunk_size` examples at a time; one empty chunk if none."""
+def by_example(
+    function: Callable[[NDArray[Any], NDArray[Any], slice], Columns],
+    logits: LogitsLike,
+    labels: NDArray[Any],
+    *,
+    chunk_size: int,
+    epochs: slice = slice(None),
+) -> Columns:
+    """Columns of all examples from a function of the logits and labels of some, and of which these are.
+
+    The logits are read `chunk_size` examples at a time, by the calling thread alone, while other threads compute. The
+    function is given as many as fit the cache, or none if there is no example.
+    """
     check_chunk_size(chunk_size)
-    for start in range(0, max(len(labels), 1), chunk_size):
-        examples = slice(start, min(start + chunk_size, len(labels)))
-        yield logits[epochs, examples], labels[examples]
+    n_epochs, n_examples, n_classes = logits.shape
+    block = max(BLOCK_VALUES // max(n_epochs * n_classes, 1), 1)
+
+    def chunks() -> Iterator[tuple[slice, NDArray[Any]]]:
+        for start in range(0, max(n_examples, 1), chunk_size):
+            examples = slice(start, min(start + chunk_size, n_examples))
+            yield examples, logits[epochs, examples]
+
+    def columns_of_chunk(examples: slice, values: NDArray[Any]) -> Columns:
+        found = []
+        for start in range(0, max(values.shape[1], 1), block):
+            of_all = slice(examples.start + start, min(examples.start + start + block, examples.stop))
+            found.append(function(values[:, start : start + block], labels[of_all], of_all))
+        return joined_columns(found)
+
+    return joined_columns(list(_in_order(columns_of_chunk, chunks())))
+
+
+def _in_order(function: Callable[..., Columns], items: Iterable[tuple[Any, ...]]) -> Iterator[Columns]:
+    """Results of a function in the order of what it is called with, by threads that are never far behind or ahead."""
+    waiting: deque[Future[Columns]] = deque()
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, *item))
+            if len(waiting) > N_THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def check_chunk_size(chunk_size: int) -> None:
@@ -157,6 +209,6 @@ def check_chunk_size(chunk_size: int) -> None:
         )
 
 
-def joined_columns(chunks: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Concatenate the columns of successive chunks of examples, name by name."""
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+def joined_columns(chunks: Sequence[Columns]) -> Columns:
+    """Concatenate the columns of successive examples, name by name."""
+    return {name: np.concatenate([chunk[name] for chunk in chunks], axis=-1) for name in chunks[0]}

@@ -83,7 +83,7 @@ def captured(
     """
     found: Mapping[str, Any] = outputs if isinstance(outputs, Mapping) else {}
     batch = batch.split_up()
-    if not any(found.get(name) is not None for name in _TELLING) and not hidden_states_of(found):
+    if not any(isinstance(found.get(name), Tensor) for name in _TELLING) and not hidden_states_of(found):
         names = ", ".join(found) if found else type(outputs).__name__
         raise ConfigurationError(
             f"expected the model to return an output with logits, found {names}; use a model with a task head "
@@ -193,9 +193,10 @@ def chosen_layers(layers: Layers, n_states: int) -> list[int]:
     [0, 6]
     """
     found = _numbers(layers, n_states)
-    if None in found:
+    beyond = [named for named, layer in zip(layers or (), found, strict=False) if layer is None]
+    if beyond:
         raise ConfigurationError(
-            f"hidden_states names {layers}, but the model has {n_states} hidden states, 0 to {n_states - 1} "
+            f"hidden_states names {beyond}, but the model has {n_states} hidden states, 0 to {n_states - 1} "
             "(0 is the output of the embeddings); choose among these."
         )
     return [layer for layer in found if layer is not None]

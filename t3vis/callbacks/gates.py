@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from t3vis.callbacks.batches import Batch
-from t3vis.callbacks.heads import Found, Projection, Trace
 from t3vis.callbacks.scales import OwnLoss, loss_scales
 from t3vis.errors import ConfigurationError
+from t3vis.gates import Found, Projection, Trace, gate_gradients, listed
 
 logger = logging.getLogger(__name__)
 
@@ -202,34 +202,6 @@ class Gates:
             self._ended.watch(layers[0], x)
 
 
-def gate_gradients(x: Tensor, gradient: Tensor, n_examples: int, n_heads: int) -> Tensor:
-    """Gradient of a gate on each head, of each example.
-
-    Parameters
-    ----------
-    x, gradient
-        The input of an output projection and the loss's gradient there, shape (n_rows, ..., n_heads * width); the rows
-        of an example stand together.
-
-    Returns
-    -------
-    Shape (n_examples, n_heads), float32.
-
-    References
-    ----------
-    Michel et al. (2019), "Are Sixteen Heads Really Better than One?", equation 2, there in absolute value and summed
-    over examples; Molchanov et al. (2019), "Importance Estimation for Neural Network Pruning", section 3.
-
-    Examples
-    --------
-    >>> x, gradient = torch.tensor([[[1.0, 2, 3, 4]]]), torch.tensor([[[1.0, 1, 0, -1]]])
-    >>> gate_gradients(x, gradient, 1, 2)
-    tensor([[ 3., -4.]])
-    """
-    products = x.float() * gradient.detach().float()
-    return products.reshape(n_examples, -1, n_heads, x.shape[-1] // n_heads).sum((1, 3))
-
-
 def warn_of_missed(model: nn.Module, found: Found) -> None:
     """Say which attentions of a model are not recorded."""
     name = type(model).__name__
@@ -273,17 +245,6 @@ def shortcomings(
             "loss, the logits returned are not those it was computed from, or the gradient overflowed."
         )
         yield "scale", message
-
-
-def listed(names: Sequence[str]) -> str:
-    """The names, or the first of many.
-
-    Examples
-    --------
-    >>> listed(["a", "b"]), listed(["a", "b", "c", "d", "e"])
-    ('a, b', 'a, b, c and 2 more')
-    """
-    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def check_not_compiled(model: nn.Module, torch_compile: bool) -> None:

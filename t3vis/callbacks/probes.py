@@ -166,3 +166,8 @@ def refusal(error: Exception) -> ConfigurationError:
         f"the probe cannot be recorded: {type(error).__name__}: {error}; give probe= a dataset whose batches the model "
         "takes, or leave it out."
     )
+
+
+def rows_of_process(trainer: Trainer, n_examples: int | None) -> int:
+    """How many of the examples this process is to probe, at least; 0 where it is not known."""
+    return len(range(trainer.args.process_index, n_examples or 0, trainer.args.world_size))

@@ -15,6 +15,7 @@ from t3vis.callbacks.attachment import Attachment, calling_trainer
 from t3vis.callbacks.batches import Batch, batch_of
 from t3vis.callbacks.capture import Layers, Pooling
 from t3vis.callbacks.example_ids import (
+    IDS_KEY,
     WithoutIds,
     check_identity,
     instrument,
@@ -25,7 +26,16 @@ from t3vis.callbacks.example_ids import (
 from t3vis.callbacks.examples import TextColumns
 from t3vis.callbacks.gates import check_not_compiled
 from t3vis.callbacks.hooks import Capture, called_module
-from t3vis.callbacks.probes import SPLIT, Probe, ProbeAt, call_arguments, refusal, undisturbed, what_is_probed
+from t3vis.callbacks.probes import (
+    SPLIT,
+    Probe,
+    ProbeAt,
+    call_arguments,
+    refusal,
+    rows_of_process,
+    undisturbed,
+    what_is_probed,
+)
 from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
@@ -368,6 +378,7 @@ class RecorderCallback(TrainerCallback):
         if step == self._probed_step:
             return
         self._probed_step = step
+        n_left = rows_of_process(trainer, size_of(self._probed))
         with (
             undisturbed(trainer) as model,
             session.evaluation(SPLIT, self._probed, of_split=probe.attributes, of_pass=of_pass),
@@ -375,15 +386,17 @@ class RecorderCallback(TrainerCallback):
             try:
                 for batch in instrument(trainer.get_test_dataloader(self._probed), self._settings.id_column):
                     inputs = trainer._prepare_inputs(batch)
+                    n_rows = len(inputs[IDS_KEY])
                     with self._recorded(model, inputs, training=False), trainer.compute_loss_context_manager():
                         model(**call_arguments(trainer, inputs))
+                    n_left -= n_rows
             except RecordingError:
                 raise
             except Exception as error:
                 if at == "begin":
                     self._abandon(session)
                     raise refusal(error) from error
-                session.report(error, SPLIT, 0)  # training is not to suffer from it
+                session.report(error, SPLIT, max(n_left, 1))  # training is not to suffer from it
 
     def _batch(self, session: Session, ids: Any, inputs: Any, *, training: bool) -> Batch:
         trainer = self._trainer

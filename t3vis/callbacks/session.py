@@ -23,7 +23,6 @@ from t3vis.callbacks.disk import check_room
 from t3vis.callbacks.example_ids import check_ids
 from t3vis.callbacks.examples import is_readable, text_columns, write_examples, write_vocabulary
 from t3vis.callbacks.gates import GateGradients, shortcomings
-from t3vis.callbacks.heads import layer_attributes
 from t3vis.callbacks.hooks import accepts
 from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.scales import OwnLoss, own_loss
@@ -38,6 +37,7 @@ from t3vis.callbacks.splits import (
 )
 from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS, TOKEN_TASKS, Task, task_of_model
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
+from t3vis.gates import layer_attributes
 from t3vis.store import schema
 from t3vis.store.ragged import Ragged
 from t3vis.store.writer import create_run, join_run

@@ -104,11 +104,13 @@ def _suspects(options: argparse.Namespace) -> None:
 
 
 def _rank(options: argparse.Namespace) -> None:
-    from t3vis.findings import ranked_rows
+    from t3vis.analyze import MEANINGS
+    from t3vis.findings import RANKED_BY, ranked_rows
 
     run, split = opened_split(options)
     _check_top(options.top)
     print(table(ranked_rows(run, split, options.by, options.top), terminal_width()))
+    print(f"\n{options.by}: {MEANINGS[RANKED_BY[options.by]]} ({split.attributes['mode']} mode)")
 
 
 def _classes(options: argparse.Namespace) -> None:
@@ -116,6 +118,7 @@ def _classes(options: argparse.Namespace) -> None:
 
     run, split = opened_split(options)
     print(table(class_rows(run, split), terminal_width()))
+    print(f"\nmeans over the examples of each class ({split.attributes['mode']} mode); forgotten: times per example")
 
 
 def _select(options: argparse.Namespace) -> None:
@@ -129,7 +132,9 @@ def _select(options: argparse.Namespace) -> None:
         ids = dropped(mapped.n_examples, ids)
     with opened(options.output) as file:
         file.write("".join(f"{example}\n" for example in ids.tolist()))
-    print(f"{len(ids):,} of {mapped.n_examples:,} example ids written to {options.output}, one in a line")
+    chosen = f"{options.fraction:.0%}, {options.strategy.replace('_', ' ')}"
+    what = f"all but {chosen}" if options.drop else chosen
+    print(f"{len(ids):,} of {mapped.n_examples:,} example ids written to {options.output}, one in a line ({what})")
 
 
 def _check_top(top: int) -> None:

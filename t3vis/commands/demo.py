@@ -77,6 +77,7 @@ the model          {model_folder}
 look at it with    t3vis info {path}
                    t3vis suspects {path}
                    t3vis plot {path}
+                   t3vis report {path}
 or in Python       from t3vis import open_run; run = open_run("{path}")""")
 
 

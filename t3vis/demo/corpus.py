@@ -8,6 +8,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def docstring_corpus(
         raise ConfigurationError(f"a corpus needs two or more different packages; got {list(packages)}.")
     # Some more than wanted, since those shared between packages are yet to be dropped.
     n_read = max_per_package + max_per_package // 10
-    texts = {name: dict(islice(_distinct_texts(name, seed), n_read)) for name in packages}
+    texts = {name: _first_texts(name, seed, n_read) for name in packages}
     n_packages_with = Counter(key for found in texts.values() for key in found)
     rows: list[dict[str, Any]] = [
         {"text": text, "label": label, "source": source}
@@ -222,6 +223,12 @@ def read_dataset(
     return Dataset.from_dict(
         columns, features=Features({name: Value("string") for name in columns} | {"label": classes})
     )
+
+
+@cache
+def _first_texts(package: str, seed: int, n_texts: int) -> Mapping[str, tuple[str, str]]:
+    """The first of `_distinct_texts`; parsing a package takes seconds."""
+    return dict(islice(_distinct_texts(package, seed), n_texts))
 
 
 def _distinct_texts(package: str, seed: int) -> Iterator[tuple[str, tuple[str, str]]]:

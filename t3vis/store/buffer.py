@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from t3vis.store.layout import segment_rows
 from t3vis.store.ragged import Ragged
-from t3vis.store.schema import spec_of
+from t3vis.store.schema import PASS_ARRAYS, spec_of
 
 Column = NDArray[Any] | Ragged
 Rows = Mapping[str, Column]
 
+_LAYERED = frozenset(name for name, spec in PASS_ARRAYS.items() if spec.leading)
 _SPARE = 1.25  # room for values, of what as many rows as the first ones would need
 
 
@@ -25,8 +26,8 @@ class Buffer:
     """Rows of one split that are not yet on disk; two segments' worth of memory, whatever the size of the dataset.
 
     ``index`` and ``of_pass`` are of the pass that the rows belong to, ``sequence`` the number of the next segment.
-    ``arrays`` are being filled; ``others`` are free once ``writing`` is done. ``known_shapes`` are
-    those of the last batch that fitted: most are like the one before.
+    ``arrays`` are being filled; ``others`` are free once ``writing`` is done. ``ragged`` names those whose rows are of
+    different lengths. ``known_shapes`` are those of the last batch that fitted: most are like the one before.
     """
 
     n_examples: int | None
@@ -37,6 +38,7 @@ class Buffer:
     n_rows: int = 0
     arrays: dict[str, NDArray[Any] | _RaggedRoom] = field(default_factory=dict)
     others: dict[str, NDArray[Any] | _RaggedRoom] = field(default_factory=dict)
+    ragged: tuple[str, ...] = ()
     is_full: bool = False
     writing: Future[None] | None = None
     known_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class Buffer:
         """Room for a segment of rows like these."""
         self.capacity = segment_rows(max(sum(_row_bytes(name, rows[name]) for name in rows), 1), self.n_examples)
         self.arrays, self.others = ({name: self._room(name, rows[name]) for name in rows} for _ in range(2))
+        self.ragged = tuple(name for name, column in rows.items() if isinstance(column, Ragged))
         self.writing, self.known_shapes, self.is_full = None, {}, False
 
     def _room(self, name: str, column: Column) -> NDArray[Any] | _RaggedRoom:
@@ -84,16 +87,18 @@ class Buffer:
     def take(self, rows: Rows, start: int) -> int:
         """Copy the rows from number ``start`` on, as many as there is room for; returns how many."""
         wanted = len(rows["example"]) - start
-        count = min([wanted, self.capacity - self.n_rows, *self._n_fitting(rows, start)])
+        count = min(wanted, self.capacity - self.n_rows)
+        if self.ragged:
+            count = min([count, *self._n_fitting(rows, start)])
         into, of = slice(self.n_rows, self.n_rows + count), slice(start, start + count)
         for name, column in rows.items():
             room = self.arrays[name]
-            if isinstance(room, _RaggedRoom):
-                room.put(_ragged(column)[of], self.n_rows)
-            elif spec_of(name).leading:
-                room[:, into] = _dense(column)[:, of]
+            if isinstance(room, _RaggedRoom) or isinstance(column, Ragged):
+                _ragged_room(room).put(_ragged(column)[of], self.n_rows)
+            elif name in _LAYERED:
+                room[:, into] = column[:, of]
             else:
-                room[into] = _dense(column)[of]
+                room[into] = column[of]
         self.n_rows += count
         self.is_full = count < wanted or self.n_rows == self.capacity
         return count
@@ -101,15 +106,12 @@ class Buffer:
     def _n_fitting(self, rows: Rows, start: int) -> list[int]:
         """How many rows each ragged array has room for; at least one while there are none."""
         found = []
-        for name, room in self.arrays.items():
-            if isinstance(room, _RaggedRoom):
-                column = _ragged(rows[name])
-                if not self.n_rows:
-                    room.reserve(int(column.offsets[start + 1] - column.offsets[start]) if start < len(column) else 0)
-                n_values = len(room.values) - int(room.offsets[self.n_rows])
-                found.append(
-                    int(np.searchsorted(column.offsets, column.offsets[start] + n_values, "right")) - 1 - start
-                )
+        for name in self.ragged:
+            room, column = _ragged_room(self.arrays[name]), _ragged(rows[name])
+            if not self.n_rows:
+                room.reserve(int(column.offsets[start + 1] - column.offsets[start]) if start < len(column) else 0)
+            n_values = len(room.values) - int(room.offsets[self.n_rows])
+            found.append(int(np.searchsorted(column.offsets, column.offsets[start] + n_values, "right")) - 1 - start)
         return found
 
     def filled(self) -> dict[str, Column]:
@@ -182,7 +184,7 @@ def _ragged(column: Column) -> Ragged:
     return column
 
 
-def _dense(column: Column) -> NDArray[Any]:
-    if isinstance(column, Ragged):
-        raise TypeError(f"expected an array, found {column!r}")
-    return column
+def _ragged_room(room: NDArray[Any] | _RaggedRoom) -> _RaggedRoom:
+    if not isinstance(room, _RaggedRoom):
+        raise TypeError(f"expected an array of shape {room.shape}, found rows of different lengths")
+    return room

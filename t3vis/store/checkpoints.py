@@ -19,10 +19,14 @@ STATE_FILE = "trainer_state.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is still there: the file or directory, and how many optimizer steps the model had taken."""
+    """A checkpoint that is still there: the file or directory, and how many optimizer steps the model had taken.
+
+    ``crc32c`` is the checksum of the Trainer's state in it, ``None`` where there is no such file.
+    """
 
     step: int
     path: Path
+    crc32c: int | None
 
 
 def noted(run: Path, checkpoint: Path, step: int) -> dict[str, Any]:
@@ -46,7 +50,7 @@ def checkpoints(run: Path) -> list[Checkpoint]:
         for note in notes.get(window.attempt, ()):
             path = _place(run, note) if window.start < note["step"] <= window.stop else None
             if path is not None:
-                found[note["step"]] = Checkpoint(note["step"], path)
+                found[note["step"]] = Checkpoint(note["step"], path, note["crc32c"])
     return [found[step] for step in sorted(found)]
 
 

@@ -50,7 +50,7 @@ def write_result(
     meanings
         What each column is, for its attributes.
     attributes
-        What the result was computed from, and how.
+        What the result was computed from, and how; its ``mode`` is that of every column too.
     dims
         Names of the dimensions.
     """
@@ -60,6 +60,7 @@ def write_result(
             schema.write_metadata(parent, schema.group_metadata())
     (group / "zarr.json").unlink(missing_ok=True)
     shutil.rmtree(group, ignore_errors=True)
+    mode = {"mode": attributes["mode"]} if "mode" in attributes else {}
     for column, values in columns.items():
         rows = np.ascontiguousarray(values)
         fill: float | int = float("nan") if rows.dtype.kind == "f" else 0
@@ -72,7 +73,7 @@ def write_result(
             dtype=rows.dtype.newbyteorder("<").str,
             fill=bool(fill) if rows.dtype.kind == "b" else fill,
             dims=dims,
-            attributes={"description": meanings[column]},
+            attributes={"description": meanings[column], **mode},
         )
         schema.write_metadata(group / column, metadata)
         write_rows(group / column, (), rows, layout, fill)
@@ -87,6 +88,19 @@ def read_result(run: schema.Node, split: str, name: str) -> Result | None:
     nodes = sorted((node.parent for node in group.glob("*/zarr.json")), key=str)
     columns = {node.name: open_sealed(node, 0).read_all() for node in nodes}
     return Result(columns, schema.read_metadata(group)["attributes"])
+
+
+def result_names(run: schema.Node, split: str) -> list[str]:
+    """Names of the results that are there of a split."""
+    return sorted(node.parent.name for node in (run / "analysis" / split).glob("*/zarr.json"))
+
+
+def current_result(run: schema.Node, split: str, name: str, made_of: Mapping[str, Any]) -> Result | None:
+    """The result of that name, ``None`` unless its attributes say that it was made of just this."""
+    found = read_result(run, split, name)
+    if found is None or any(found.attributes.get(key) != value for key, value in made_of.items()):
+        return None
+    return found
 
 
 def remove_result(run: Path, split: str, name: str) -> None:

@@ -333,7 +333,7 @@ def write_metadata(node: Path, metadata: dict[str, Any]) -> None:
     node.mkdir(parents=True, exist_ok=True)
     partial = node / f"zarr.json.{os.getpid()}.partial"
     try:
-        partial.write_text(json.dumps(metadata, indent=1), encoding="utf-8")
+        partial.write_text(json.dumps(metadata), encoding="utf-8")
         partial.replace(node / "zarr.json")
     except OSError as error:
         with suppress(OSError):

@@ -19,7 +19,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain, islice, pairwise, repeat
+from dataclasses import dataclass
+from itertools import islice, pairwise, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,8 +36,8 @@ Codec = Callable[[Buffer], bytes]
 RowNumbers = NDArray[np.int64] | range
 
 _MISSING = 2**64 - 1
-_MAX_BUFFERS = 512  # buffers in one writev; POSIX guarantees 16, Linux and macOS take 1024
-_BLOCK_BYTES = 512 << 10  # written at a time: what the checksum was taken of is still in the cache then
+_MAX_BUFFERS = 512  # in one writev; POSIX guarantees 16, Linux and macOS take 1024
+_BLOCK_BYTES = 1 << 20  # written at a time, at most: what the checksum was taken of is still in the cache then
 _RESERVED_FROM = 512 << 10  # bytes; below, reserving space costs more than it saves
 _N_THREADS = 2
 _AHEAD = 4  # chunks
@@ -55,59 +56,33 @@ def write_shard(path: Path, chunks: Sequence[Buffer | None]) -> None:
     OSError
         If the disk refuses; the path is attached as a note and nothing is left behind under the final name.
     """
-    _write_file(path, _blocks(_content(chunks)), _size_of(chunks))
+    buffers = [chunk for chunk in chunks if chunk is not None]
+    index = _index_of([None if chunk is None else len(chunk) for chunk in chunks])
+    _write_file(path, [[*buffers, index]], sum(map(len, buffers)))
 
 
-def _content(chunks: Iterable[Buffer | None]) -> Iterator[Buffer]:
-    """What a shard of these chunks consists of: the chunks, their index and its checksum."""
-    spans: list[tuple[int, int]] = []
-    offset = 0
-    for chunk in chunks:
-        if chunk is None:
-            spans.append((_MISSING, _MISSING))
-        else:
-            spans.append((offset, len(chunk)))
-            offset += len(chunk)
-            yield chunk
+def _index_of(lengths: Iterable[int | None]) -> bytes:
+    """Index and checksum of chunks of these lengths that lie one after another; ``None`` stands for one left out."""
+    spans, offset = [], 0
+    for length in lengths:
+        spans.append((_MISSING, _MISSING) if length is None else (offset, length))
+        offset += length or 0
     index = np.array(spans, "<u8").tobytes()
-    yield index
-    yield google_crc32c.value(index).to_bytes(4, "little")
+    checksum = int(google_crc32c.value(index))
+    return index + checksum.to_bytes(4, "little")
 
 
-def _size_of(chunks: Sequence[Buffer | None]) -> int:
-    return sum(len(chunk) for chunk in chunks if chunk is not None) + index_length(len(chunks))
-
-
-def _blocks(buffers: Iterable[Buffer]) -> Iterator[list[memoryview]]:
-    """What the buffers hold together, in blocks of ``_BLOCK_BYTES``; the last one is shorter."""
-    block: list[memoryview] = []
-    free = _BLOCK_BYTES
-    for buffer in buffers:
-        view = memoryview(buffer).cast("B")
-        while len(view):
-            part, view = view[:free], view[free:]
-            block.append(part)
-            free -= len(part)
-            if not free:
-                yield block
-                block, free = [], _BLOCK_BYTES
-    if block:
-        yield block
-
-
-def _write_file(path: Path, blocks: Iterable[list[memoryview]], n_bytes: int | None) -> None:
-    """Write a file that appears under ``path`` only when it is complete; ``n_bytes`` long, if that is known."""
+def _write_file(path: Path, blocks: Iterable[Sequence[Buffer]], n_bytes: int) -> None:
+    """Write a file that appears under ``path`` only when it is complete; it will be about ``n_bytes`` long."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
-            if n_bytes is not None:
-                _reserve(descriptor, 0, n_bytes)
-            for number, block in enumerate(blocks):
-                if n_bytes is None:
-                    _reserve(descriptor, number * _BLOCK_BYTES, sum(map(len, block)))
-                _write_all(descriptor, block)
+            is_reserved = _reserve(descriptor, n_bytes)
+            written = sum(_write_all(descriptor, block) for block in blocks)
+            if is_reserved and written < n_bytes:
+                os.ftruncate(descriptor, written)
         finally:
             os.close(descriptor)
         partial.replace(path)
@@ -118,25 +93,29 @@ def _write_file(path: Path, blocks: Iterable[list[memoryview]], n_bytes: int | N
         raise
 
 
-def _reserve(descriptor: int, offset: int, n_bytes: int) -> None:
-    """Tell the file system what will be written: ext4 then does it in a third less time."""
-    if n_bytes < _RESERVED_FROM or not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(descriptor, offset, n_bytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-
-
-def _write_all(descriptor: int, views: list[memoryview]) -> None:
-    """``writev`` until everything is on its way; a single call may write less than it was given."""
+def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> int:
+    """``writev`` until everything is on its way, since a call may write less than it was given; how much that is."""
+    views = [memoryview(buffer) for buffer in buffers]
+    n_bytes = sum(map(len, views))
     while views:
         written = os.writev(descriptor, views[:_MAX_BUFFERS])
         while views and written >= len(views[0]):
             written -= len(views.pop(0))
         if written:
             views[0] = views[0][written:]
+    return n_bytes
+
+
+def _reserve(descriptor: int, n_bytes: int) -> bool:
+    """Tell the file system what will be written: ext4 then does it in a third less time; where it cannot, so be it."""
+    if n_bytes < _RESERVED_FROM or not hasattr(os, "posix_fallocate"):
+        return False
+    try:
+        os.posix_fallocate(descriptor, 0, n_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOSPC):
+            raise
+    return True
 
 
 def write_rows(
@@ -163,47 +142,93 @@ def write_rows(
     -------
     The crc32c of each file.
     """
-    chunks, per_shard = list(_chunks(rows, layout.chunk_rows, fill)), layout.chunks_per_shard
-    starts = range(0, len(chunks), per_shard)
-    paths = [shard_path(array, leading, first_shard + shard, rows.ndim - 1) for shard in range(len(starts))]
+    starts = range(0, len(rows), layout.shard_rows)
+    shards = [rows[start : start + layout.shard_rows] for start in starts]
+    paths = [shard_path(array, leading, first_shard + number, rows.ndim - 1) for number in range(len(shards))]
     with ThreadPoolExecutor(_N_THREADS, thread_name_prefix="t3vis-shards") as pool:
         if codec is None:
-            n_bytes = (_size_of(chunks[start : start + per_shard]) for start in starts)
-            shards = (_filled(chunks[start : start + per_shard], per_shard) for start in starts)
-            return dict(zip(paths, pool.map(_write_checked, paths, shards, n_bytes), strict=True))
-        encoded = _in_order(pool, codec, chunks)
-        return {path: _write_checked(path, _filled(islice(encoded, per_shard), per_shard), None) for path in paths}
+            written = pool.map(_write_plain, paths, shards, repeat(layout), repeat(fill))
+            return dict(zip(paths, written, strict=True))
+        encoded = _in_order(pool, codec, _chunks(rows, layout.chunk_rows, fill))
+
+        def write_all() -> dict[Path, int]:
+            return {
+                path: _write_encoded(path, encoded, -(-len(shard) // layout.chunk_rows), layout, shard.nbytes)
+                for path, shard in zip(paths, shards, strict=True)
+            }
+
+        return pool.submit(write_all).result()  # encodes too, in a thread where blosc has no threads of its own
 
 
-def _filled(chunks: Iterable[Buffer], n_chunks: int) -> Iterable[Buffer | None]:
-    """The chunks of a shard of ``n_chunks``, the last of which may never be written."""
-    return islice(chain(chunks, repeat(None)), n_chunks)
+def _write_plain(path: Path, rows: NDArray[Any], layout: RowLayout, fill: float | int) -> int:
+    """Write the rows of one shard as they are; returns the crc32c of the file."""
+    n_whole = len(rows) - len(rows) % layout.chunk_rows
+    padded = list(_chunks(rows[n_whole:], layout.chunk_rows, fill))
+    chunk_bytes = layout.chunk_rows * rows.itemsize * math.prod(rows.shape[1:])
+    n_written = n_whole // layout.chunk_rows + len(padded)
+    index = _index_of([chunk_bytes] * n_written + [None] * (layout.chunks_per_shard - n_written))
+    checked = _Checked([as_bytes(rows[:n_whole]), *padded, index])
+    _write_file(path, checked, n_written * chunk_bytes)
+    return checked.crc
 
 
-def _write_checked(path: Path, chunks: Iterable[Buffer | None], n_bytes: int | None) -> int:
-    """Write one shard; returns the crc32c of the file."""
-    crc = 0
+def _write_encoded(path: Path, encoded: Iterator[bytes], n_written: int, layout: RowLayout, n_bytes: int) -> int:
+    """Write a shard of the next chunks, ``n_bytes`` before they were encoded; returns the crc32c of the file."""
+    lengths: list[int | None] = []
 
-    def checked(blocks: Iterable[list[memoryview]]) -> Iterator[list[memoryview]]:
-        nonlocal crc
-        for block in blocks:
-            for part in block:
-                crc = google_crc32c.extend(crc, np.frombuffer(part, np.uint8))  # it stays in the cache to be written
-            yield block
+    def content() -> Iterator[Buffer]:
+        for chunk in islice(encoded, n_written):
+            lengths.append(len(chunk))
+            yield chunk
+        yield _index_of(lengths + [None] * (layout.chunks_per_shard - n_written))
 
-    _write_file(path, checked(_blocks(_content(chunks))), n_bytes)
-    return crc
+    checked = _Checked(content())
+    _write_file(path, checked, n_bytes)
+    return checked.crc
+
+
+@dataclass
+class _Checked:
+    """Buffers cut into blocks that are in the cache when they are written, since their checksum was just taken."""
+
+    buffers: Iterable[Buffer]
+    crc: int = 0
+
+    def __iter__(self) -> Iterator[list[memoryview]]:
+        for buffer in self.buffers:
+            view = memoryview(buffer)
+            for start in range(0, len(view), _BLOCK_BYTES):
+                block = view[start : start + _BLOCK_BYTES]
+                self.crc = google_crc32c.extend(self.crc, np.frombuffer(block, np.uint8))
+                yield [block]
 
 
 def _in_order(pool: ThreadPoolExecutor, codec: Codec, chunks: Iterable[Buffer]) -> Iterator[bytes]:
-    """The chunks encoded, in their order; a few of them ahead, however many there are."""
-    waiting: deque[Future[bytes]] = deque()
+    """The chunks encoded, in their order; a few of them ahead, however many there are.
+
+    Whoever takes them encodes what nobody has begun with rather than wait, so that no core is idle.
+    """
+    waiting: deque[tuple[Buffer, Future[bytes]]] = deque()
+
+    def first() -> bytes:
+        chunk, future = waiting.popleft()
+        if future.cancel():
+            return codec(chunk)
+        for place, (later, others) in enumerate(waiting):
+            if future.done():
+                break
+            if others.cancel():
+                own: Future[bytes] = Future()
+                own.set_result(codec(later))
+                waiting[place] = later, own
+        return future.result()
+
     for chunk in chunks:
-        waiting.append(pool.submit(codec, chunk))
+        waiting.append((chunk, pool.submit(codec, chunk)))
         if len(waiting) > _AHEAD:
-            yield waiting.popleft().result()
+            yield first()
     while waiting:
-        yield waiting.popleft().result()
+        yield first()
 
 
 def _chunks(rows: NDArray[Any], chunk_rows: int, fill: float | int) -> Iterator[Buffer]:

@@ -42,6 +42,8 @@ from t3vis.store.segments import split_names
 
 logger = logging.getLogger(__name__)
 
+_MAX_ID = int(np.iinfo(np.int64).max)
+
 
 class RunWriter:
     """Writes one run on behalf of one process.
@@ -414,8 +416,8 @@ class RunWriter:
         """Refuse ids that no example has: one of them would make the whole pass unreadable."""
         ids = np.asarray(rows["example"], np.int64)
         n_examples = self._buffers[name].n_examples
-        limit = np.iinfo(np.int64).max if n_examples is None else n_examples
-        if len(ids) and ids.view(np.uint64).max() >= limit:  # what is negative is huge there
+        limit = _MAX_ID if n_examples is None else n_examples
+        if len(ids) and np.maximum.reduce(ids.view(np.uint64)) >= limit:  # what is negative is huge there
             of = "from 0 on" if n_examples is None else f"of {n_examples} examples"
             problem = f"ids {ids.min()} to {ids.max()} were given, expected ids {of}; number the examples from 0 on."
             raise self._refused(name, rows, problem)

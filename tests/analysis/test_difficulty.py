@@ -56,6 +56,15 @@ def test_grand_of_the_last_layer_is_what_autograd_says(bias):
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
+@given(hnp.arrays(np.float64, (4, 3), elements=st.floats(-20, 20)), st.floats(-9, 9))
+def test_without_bias_grand_grows_as_the_states_do(logits, factor):
+    states, labels = np.arange(8.0).reshape(4, 2), np.array([0, 1, 2, 0])
+    found = last_layer_grand(logits, labels, states, bias=False)
+    np.testing.assert_allclose(
+        last_layer_grand(logits, labels, factor * states, bias=False), abs(factor) * found, atol=1e-9
+    )
+
+
 def test_grand_of_what_was_not_seen_is_not_known():
     states = np.array([[1.0], [NAN], [1.0], [1.0]])
     logits = np.array([[0.0, 0], [0, 0], [NAN, 0], [0, 0]])

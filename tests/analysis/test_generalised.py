@@ -159,6 +159,14 @@ class TestSequences:
         np.testing.assert_array_equal(causal.mean_prob, shifted.mean_prob)
         assert causal.n_tokens.tolist() == [4, 4, 4]
 
+    @given(hnp.arrays(np.float64, (2, 4, 3), elements=st.floats(-20, 20)), st.floats(-100, 100))
+    def test_a_constant_added_to_all_logits_changes_nothing(self, logits, constant):
+        labels = np.array([[0, 1, 2, -100], [2, 2, -100, -100]])
+        found, other = (sequence_scores(each, labels, causal=False) for each in (logits, logits + constant))
+        np.testing.assert_allclose(other.mean_prob, found.mean_prob, atol=1e-9)
+        np.testing.assert_allclose(other.mean_margin, found.mean_margin, atol=1e-9)
+        assert np.all((found.mean_prob >= 0) & (found.mean_prob <= 1))
+
     def test_minus_the_logarithm_is_torch_s_loss(self):
         rng = np.random.default_rng(0)
         logits, labels = rng.normal(size=(6, 9, 11)), rng.integers(0, 11, (6, 9))

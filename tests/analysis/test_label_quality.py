@@ -95,19 +95,20 @@ def test_suspected_errors_by_hand(five_suspects):
     assert five_suspects.n_examples == 5
 
 
-def test_neighbours_count_as_much_as_the_model():
+def test_neighbours_count_twice_as_much_as_the_model():
     # Probabilities of class 0: 3/4, 1/4, 1/4; labels 0, 0, 1.
     logits = np.log([[[3.0, 1.0], [1.0, 3.0], [1.0, 3.0]]])
     labels = np.array([0, 0, 1])
     near = Neighbours(np.array([[1, 2], [0, 2], [0, -1]]), np.array([[1.0, 1.0], [1.0, 2.0], [1.0, NAN]]))
     found = suspected_errors(logits, labels, neighbours=near)
-    # The median distance is 1. Example 0: one of two equal votes for its label. Example 1: weights 1 and exp(-2), the
+    # The median distance is 1. Example 0: one of two equal votes for its label. Example 1: weights 1 and exp(-8), the
     # nearer one for its label. Example 2: its only neighbour says 0.
-    near_share = 1 / (1 + math.exp(-2))
+    near_share = 1 / (1 + math.exp(-8))
     assert found.neighbour_agreement == pytest.approx([1 / 2, near_share, 0])
-    assert found.score == pytest.approx([1 - (3 / 4 + 1 / 2) / 2, 1 - (1 / 4 + near_share) / 2, 1 - (3 / 4 + 0) / 2])
+    credible = [(3 / 4 + 2 / 2) / 3, (1 / 4 + 2 * near_share) / 3, 3 / 4 / 3]
+    assert found.score == pytest.approx([1 - each for each in credible])
     assert found.suggested_label.tolist() == [1, 1, 0]
-    assert found.suggested_prob == pytest.approx([(1 / 4 + 1 / 2) / 2, (3 / 4 + 1 - near_share) / 2, (1 / 4 + 1) / 2])
+    assert found.suggested_prob == pytest.approx([1 - each for each in credible])
     assert found.self_confidence == pytest.approx([3 / 4, 1 / 4, 3 / 4])
 
 
@@ -139,7 +140,7 @@ def test_neighbours_find_what_the_model_has_memorised():
     wrong = rng.choice(300, 30, replace=False)
     labels[wrong] = (truth[wrong] + 1) % 3
     logits = rng.standard_normal((2, 300, 3)) + 4 * np.eye(3)[labels]  # sure of every label, right or wrong
-    near = nearest_neighbours(rng.normal(size=(300, 5)) + 6 * np.eye(5)[truth], k=10)
+    near = nearest_neighbours(rng.normal(size=(300, 5)) + 6 * np.eye(5)[truth], k=100)
     assert np.isin(suspected_errors(logits, labels).ranking()[:30], wrong).mean() < 0.4
     assert np.isin(suspected_errors(logits, labels, neighbours=near).ranking()[:30], wrong).mean() > 0.9
 
@@ -158,6 +159,17 @@ def test_scores_of_probabilities_are_those_of_cleanlab(ours, theirs):
     labels[0] = 3
     np.testing.assert_allclose(ours(probs, labels), theirs(labels, probs), rtol=1e-6, atol=1e-6)
     assert np.isnan(ours(probs, np.full(400, -1))).all()
+
+
+@given(runs())
+def test_scores_of_probabilities_are_in_bounds_and_1_where_only_the_label_is_probable(run):
+    logits, labels = run
+    probs = softmax(np.nan_to_num(logits[0]), axis=-1)
+    certain = np.eye(probs.shape[1])[np.maximum(labels, 0)]
+    for score in (normalized_margin, confidence_weighted_entropy):
+        found = score(probs, labels)[labels >= 0]
+        assert np.all((found >= 0) & (found <= 1 + 1e-12))
+        np.testing.assert_allclose(score(certain, labels)[labels >= 0], 1, atol=1e-6)
 
 
 def test_confident_learning_by_hand():

@@ -7,7 +7,7 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from t3vis.analysis import nearest
-from t3vis.analysis.nearest import nearest_neighbours, sample_of
+from t3vis.analysis.nearest import lowest, nearest_neighbours, nearest_rows, sample_of
 from t3vis.errors import AnalysisError
 
 
@@ -24,13 +24,40 @@ def test_four_points_by_hand():
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("offset", [0, 100])
 def test_agrees_with_scikit_learn(metric, offset, monkeypatch):
-    monkeypatch.setattr(nearest, "BLOCK_VALUES", 5_000)  # so that there are several blocks
+    monkeypatch.setattr(nearest, "BLOCK_BYTES", 20_000)  # so that there are several blocks
     states = (np.random.default_rng(0).normal(size=(400, 20)) + offset).astype(np.float32)
     found = nearest_neighbours(states, k=10, metric=metric)
     distances, ids = NearestNeighbors(metric=metric).fit(states.astype(np.float64)).kneighbors(n_neighbors=10)
     # At an offset of 100 all cosines are 1 within 1e-4, and float32 orders some pairs the other way.
     assert np.mean(found.ids == ids) > (0.97 if offset and metric == "cosine" else 0.999)
     np.testing.assert_allclose(found.distances, distances, rtol=1e-3, atol=1e-6)
+
+
+@given(st.integers(0, 999), st.integers(1, 9), st.sampled_from([1, 12, 1_200]), st.sampled_from([1, 4, 1_000]))
+def test_the_lowest_are_the_first_of_a_stable_order(seed, k, n_columns, n_values):
+    # Few different values have many ties, from 4 * 25 * k columns on they fall into groups; some are infinite.
+    far = np.random.default_rng(seed).integers(0, n_values, (3, n_columns)).astype(np.float32)
+    far[far == 7] = np.inf
+    k = min(k, n_columns)
+    found, values = lowest(far, k)
+    np.testing.assert_array_equal(found, np.sort(np.argsort(far, axis=1, kind="stable")[:, :k], axis=1))
+    np.testing.assert_array_equal(values, np.take_along_axis(far, found, axis=1))
+
+
+def test_products_that_lose_the_small_distances_only_choose_the_candidates():
+    # Squares of a thousand leave no digit of a hundredth in float32: the order among the nine is that of differences.
+    rows = np.array([[1_000.0], [1_000.04], [1_000.01], [1_000.03], [1_000.02], [-1_000.0]], dtype=np.float32)
+    found, distances = nearest_rows(rows[:1], rows, k=2, own=np.array([0]))
+    assert found.tolist() == [[2, 4]]
+    np.testing.assert_allclose(distances, [[0.01, 0.02]], rtol=0.01)
+
+
+def test_where_nothing_is_left_the_distance_is_infinite():
+    found, distances = nearest_rows(
+        np.zeros((2, 1), np.float32), np.ones((1, 1), np.float32), k=1, own=np.array([0, -1])
+    )
+    assert distances.tolist() == [[np.inf], [1]]
+    assert found[1] == 0
 
 
 @given(

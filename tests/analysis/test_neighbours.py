@@ -6,14 +6,13 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import special_ortho_group
 from sklearn.neighbors import NearestNeighbors
 
-from t3vis.analysis import neighbours
+from t3vis.analysis import nearest, neighbours
 from t3vis.analysis.neighbours import (
     NeighbourGraph,
     map_neighbours,
     nearest_in,
     neighbour_graph,
     neighbour_overlap,
-    unit_rows,
 )
 from t3vis.errors import AnalysisError
 
@@ -63,7 +62,7 @@ def test_exact_neighbours_are_those_of_all_distances(states, k):
 
 def test_agrees_with_scikit_learn_on_states_far_from_the_origin(monkeypatch):
     # A common offset of a hundred spreads would cost the products of float32 most of their digits.
-    monkeypatch.setattr(neighbours, "SEARCH_BYTES", 40_000)  # some 14 blocks
+    monkeypatch.setattr(nearest, "BLOCK_BYTES", 40_000)  # some 14 blocks
     states = clouds(700) + 100
     distances, indices = NearestNeighbors(n_neighbors=15).fit(states).kneighbors()
     found = neighbour_graph(states.astype(np.float32))
@@ -120,9 +119,9 @@ def test_approximate_neighbours_of_duplicates():
 
 
 def test_progress_counts_the_examples(monkeypatch):
-    monkeypatch.setattr(neighbours, "SEARCH_BYTES", 4 * 100 * 30)
+    monkeypatch.setattr(nearest, "BLOCK_BYTES", 4 * 100 * 30)
     told: list[tuple[int, int]] = []
-    neighbour_graph(clouds(100), progress=lambda done, total: told.append((done, total)))
+    neighbour_graph(clouds(100, hidden=3), progress=lambda done, total: told.append((done, total)))
     assert told == [(30, 100), (60, 100), (90, 100), (100, 100)]
     told.clear()
     neighbour_graph(clouds(100), max_exact=10, progress=lambda done, total: told.append((done, total)))
@@ -153,16 +152,6 @@ def test_overlap_by_hand():
 
     one, other = graph([[1, 2, 3], [4, 5, 6]]), graph([[3, 9, 1], [4, 5, 6]])
     assert neighbour_overlap(one, other).tolist() == pytest.approx([2 / 3, 1])
-
-
-def test_unit_rows_have_length_one_whatever_their_size():
-    tiny, huge = np.finfo(np.float32).tiny, np.finfo(np.float32).max
-    states = np.array([[3.0, 4.0], [tiny, tiny], [huge, -huge], [0.0, 0.0]], dtype=np.float32)
-    found = unit_rows(states)
-    half = np.sqrt(0.5)
-    np.testing.assert_allclose(found, [[0.6, 0.8], [half, half], [half, -half], [0, 0]], rtol=1e-6)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(unit_rows(np.array([[60_000.0, 60_000.0]], np.float16)), [[half, half]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import openTSNE
@@ -6,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openTSNE.affinity import Uniform
+from scipy.spatial import procrustes
 from scipy.stats import special_ortho_group
 from sklearn.decomposition import PCA
 
@@ -14,10 +16,12 @@ from t3vis.analysis.neighbours import map_neighbours, neighbour_graph, shared
 from t3vis.analysis.projection import (
     CONTINUED,
     FRESH,
+    REARRANGED,
     Phase,
     TSNEMap,
     displacement,
     pca_start,
+    phases_after,
     place,
     principal_axes,
     tsne,
@@ -111,7 +115,7 @@ def test_clouds_of_states_are_clouds_on_the_map():
 @pytest.mark.parametrize("n_examples", [300, 10_100])  # forces from a tree, and by FFT
 def test_equal_input_gives_equal_maps_whatever_the_threads(n_examples):
     states = clouds(n_examples)
-    graph, phases = neighbour_graph(states, k=5), (Phase(10, 12), Phase(15, 1))
+    graph, phases = neighbour_graph(states, k=5), (Phase(5, 12), Phase(5, 1))
     one, again, two = (tsne(graph, pca_start(states), phases=phases, n_jobs=jobs) for jobs in (1, 1, 2))
     np.testing.assert_array_equal(again.coordinates, one.coordinates)
     np.testing.assert_array_equal(two.coordinates, one.coordinates)
@@ -169,6 +173,10 @@ def test_a_map_started_from_the_last_stays_near_it_and_is_as_good():
     assert continued.n_planned < FRESH[0].n_iter + FRESH[1].n_iter
 
 
+def test_a_map_is_rearranged_where_few_neighbours_were_kept():
+    assert [phases_after(kept) for kept in (0, 0.29, 0.3, 1)] == [REARRANGED, REARRANGED, CONTINUED, CONTINUED]
+
+
 @pytest.mark.parametrize("n_examples", [4, 5, 16])
 def test_few_examples_make_a_map_too(n_examples):
     found = fresh_map(clouds(n_examples)).coordinates
@@ -204,6 +212,38 @@ def test_without_umap_the_extra_is_named(monkeypatch):
         umap(states, neighbour_graph(states), pca_start(states))
 
 
+def test_umap_is_given_the_graph_and_the_start(monkeypatch):
+    # Its own test below needs the extra; this one holds what it is called with, wherever the suite runs.
+    class UMAP:
+        def __init__(self, **options):
+            self.options = options
+
+        def fit_transform(self, states):
+            indices, distances = self.options["precomputed_knn"]
+            np.testing.assert_array_equal(indices[:, 0], np.arange(20))
+            np.testing.assert_array_equal(indices[:, 1:], graph.indices)
+            np.testing.assert_array_equal(distances, np.c_[np.zeros(20), graph.distances])
+            assert self.options["n_neighbors"] == indices.shape[1] == 6
+            assert self.options["random_state"] == 3
+            return self.options["init"].astype(np.float32)
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    states = clouds(20)
+    graph, start = neighbour_graph(states, k=5), pca_start(states)
+    found = umap(states, graph, start, seed=3)
+    assert found.dtype == np.float64
+    assert np.abs(found).max() == pytest.approx(10)
+    np.testing.assert_allclose(found, start * (10 / np.abs(start).max()), rtol=1e-6)
+
+
+def test_a_umap_map_keeps_neighbours_and_is_repeatable():
+    states = clouds(120)
+    graph, start = neighbour_graph(states), pca_start(states)
+    found = umap(states, graph, start)
+    np.testing.assert_array_equal(umap(states, graph, start), found)
+    assert shared(graph.indices, map_neighbours(found, k=15)).mean() > 0.4  # by chance 0.13
+
+
 def test_displacement_by_hand():
     # A square of side 2 about its middle: radius sqrt(2). Two of its corners exchanged: the best turn is none, the
     # best scale is 1/2 of the overlap left, so that (1, 1) goes to (0.5, 0.5) and the exchanged to the other side.
@@ -226,6 +266,14 @@ def test_displacement_does_not_see_where_and_how_large_a_map_lies(seed, scale, m
     np.testing.assert_allclose(displacement(scale * one @ turn - 3, other), expected, atol=1e-9)
     order = rng.permutation(30)
     np.testing.assert_allclose(displacement(one[order], other[order]), expected[order], atol=1e-9)
+
+
+def test_displacement_agrees_with_scipy_s_procrustes():
+    one, other = np.random.default_rng(0).normal(size=(2, 40, 2))
+    first, second, disparity = procrustes(one, other)  # of unit size, the squares of whose distances it sums up
+    found = displacement(one, other)
+    np.testing.assert_allclose(found, np.linalg.norm(first - second, axis=1) * np.sqrt(40), atol=1e-9)
+    assert (found**2).mean() == pytest.approx(disparity)
 
 
 @pytest.mark.parametrize(

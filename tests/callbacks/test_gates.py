@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t3vis.callbacks.gates import GateGradients, gate_gradients, shortcomings
-from t3vis.callbacks.heads import Trace, attentions, linear_layers, n_heads
+from t3vis.callbacks.gates import GateGradients, shortcomings
 from t3vis.callbacks.scales import loss_scales, sequence_gradient, token_gradient
+from t3vis.gates import Trace, attentions, gate_gradients, linear_layers, n_heads
 from tests.callbacks.attention_models import attention_model
 
 LOGITS = torch.tensor([[2.0, -1, 0.5], [0.1, 0.2, 0.3], [-3, 1, 4], [9, -9, 0]])

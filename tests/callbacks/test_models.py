@@ -108,13 +108,15 @@ class Saves(TrainerCallback):
             torch.save(kwargs["model"], self.path)
 
 
-def test_the_model_can_be_saved_whole_during_training(tmp_path: Path) -> None:
+def test_the_model_can_be_saved_whole_during_training_and_after(tmp_path: Path) -> None:
     model = tiny_model()
-    run = recorded(tmp_path, model=model, callbacks=[Saves(tmp_path / "model.pt")], num_train_epochs=1)
-    saved = torch.load(tmp_path / "model.pt", weights_only=False)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in saved.modules())
-    check_training(run.train, saved, tiny_rows(), n_epochs=1)
-    assert b"t3vis" not in (tmp_path / "model.pt").read_bytes()
+    run = recorded(tmp_path, model=model, callbacks=[Saves(tmp_path / "during.pt")], num_train_epochs=1)
+    torch.save(model, tmp_path / "after.pt")
+    for name in ("during.pt", "after.pt"):
+        saved = torch.load(tmp_path / name, weights_only=False)
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in saved.modules())
+        check_training(run.train, saved, tiny_rows(), n_epochs=1)
+        assert b"t3vis" not in (tmp_path / name).read_bytes()
 
 
 # Wrapped and adapted
@@ -220,15 +222,18 @@ COMPILED: dict[str, dict[str, Any]] = {
 }
 
 
-def n_graphs(output_dir: Path, recorder: RecorderCallback | None, model: Any, name: str) -> tuple[int, int, int]:
-    """Graph breaks, graphs and frames of a compiled training with evaluations."""
+def n_graphs(output_dir: Path, recorder: RecorderCallback | None, model: Any, name: str) -> tuple[int, int]:
+    """Graph breaks and graphs of a compiled training with evaluations.
+
+    Frames are not counted: a finalizer that runs while the model does, of an object of another test, is one too.
+    """
     torch._dynamo.reset()
     counters.clear()
     if name == "by the user":
         model.compile(backend="eager")
     settings = {"eval_dataset": held_out(), "eval_strategy": "epoch", **COMPILED[name]}
     tiny_trainer(output_dir, recorder, model=model, **settings).train()
-    found = sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"], counters["frames"]["total"]
+    found = sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"]
     torch._dynamo.reset()
     return found
 

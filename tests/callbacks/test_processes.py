@@ -8,28 +8,38 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from filelock import FileLock
 
 from t3vis import RecorderCallback, open_run
 from tests.callbacks.attention_models import check_heads
 from tests.callbacks.tiny import check_pass, tiny_model, tiny_rows, tiny_trainer
 
 
-def launch(directory: Path, what: str) -> Path:
+def launch(directory: Path) -> None:
     """Run ``two_processes.py`` as a user would, with torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = Path(__file__).with_name("two_processes.py")
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     done = subprocess.run(
-        [*command, str(script), str(directory), what], capture_output=True, text=True, env=environment, timeout=480
+        [*command, str(script), str(directory)], capture_output=True, text=True, env=environment, timeout=480
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return directory
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return launch(tmp_path_factory.mktemp("ddp"), "ddp")
+    """What the two processes have recorded; where tests run in parallel they are launched once for all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    directory, is_done = folder / "ddp", folder / "ddp is done"
+    with FileLock(folder / "ddp.lock"):
+        if not is_done.exists():
+            directory.mkdir(exist_ok=True)
+            launch(directory)
+            is_done.touch()
+    return directory
 
 
 def test_the_life_of_two_processes(launched: Path) -> None:
@@ -110,8 +120,8 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(launched: Path) -> None:
     assert attempts == {"a0000_r0000", "a0000_r0001", "a0001_r0000"}
 
 
-def test_fsdp2(tmp_path: Path) -> None:
-    run, model = open_run(launch(tmp_path, "fsdp") / "fsdp" / "run.zarr"), tiny_model()
+def test_fsdp2(launched: Path) -> None:
+    run, model = open_run(launched / "fsdp" / "run.zarr"), tiny_model()
     for epoch in (0, 1):
         check_pass(run.train, epoch, model, tiny_rows())
         check_pass(run.evals["eval"], epoch, model, tiny_rows(9, seed=1))
@@ -119,3 +129,22 @@ def test_fsdp2(tmp_path: Path) -> None:
         check_pass(run.evals["probe"], index, model, tiny_rows())
     assert run.train.visits[:].sum() == 2 * 48
     check_heads(run.train, model, tiny_rows())
+
+
+def test_probes_disturb_no_process(launched: Path) -> None:
+    for rank in (0, 1):
+        plain, probed = (torch.load(launched / name / f"rank{rank}.pt") for name in ("plain", "probed"))
+        assert all(torch.equal(plain["weights"][name], probed["weights"][name]) for name in plain["weights"])
+        assert torch.equal(plain["random"], probed["random"])
+        assert plain["history"] == probed["history"]
+    assert len(plain["history"]) > 6
+    split, model = open_run(launched / "probed" / "run.zarr").evals["probe"], tiny_model()
+    assert [p.step for p in split.passes] == [0, 3, 6]
+    model.load_state_dict(probed["weights"])
+    check_pass(split, 2, model, tiny_rows())
+
+
+def test_a_loop_of_two_processes_is_refused(launched: Path) -> None:
+    messages = [(launched / f"loop{rank}").read_text() for rank in (0, 1)]
+    assert all(message.startswith("a loop of 2 processes cannot be recorded by Recorder") for message in messages)
+    assert not (launched / "loop.zarr").exists()

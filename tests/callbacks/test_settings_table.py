@@ -1,4 +1,4 @@
-"""The page of settings names every test of them, and no other."""
+"""The page of settings names every test of them, and no other; the other pages name tests that there are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-PAGE = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "settings.md").read_text()
 SECTIONS = dict(re.findall(r"^## \w+: `(test_\w+)\.py`\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 
@@ -43,3 +44,11 @@ def test_the_page_and_the_tests_agree(section: str) -> None:
         assert not parameter or parameter in parameters(tests[test]), f"{test}[{parameter}]"
     for test in {test for test, parameter in named if parameter}:
         assert {parameter for name, parameter in named if name == test} == parameters(tests[test]), test
+
+
+@pytest.mark.parametrize("page", ["heads", "plain_loop", "probes", "tasks"])
+def test_the_tests_that_other_pages_name_exist(page: str) -> None:
+    named = set(re.findall(r"`(test_\w+)(?:\[.*?\])?`", (DOCS / f"{page}.md").read_text()))
+    sources = "".join(path.read_text() for path in DOCS.parent.glob("tests/**/test_*.py"))
+    assert named
+    assert named <= set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE))

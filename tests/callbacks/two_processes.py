@@ -95,36 +95,41 @@ def is_interrupted(directory: Path, name: str) -> Path:
     return directory / name / "out" / "checkpoint-8"
 
 
-def main(directory: Path, what: str) -> None:
-    if what == "loop":
-        torch.distributed.init_process_group("gloo")
-        try:
-            Recorder(directory / "run.zarr", tiny_model(), dataset=as_dataset(tiny_rows()))
-        except ConfigurationError as error:
-            (directory / f"refused{torch.distributed.get_rank()}").write_text(str(error))
-    elif what == "probe":
-        for name, probe in (("plain", None), ("probed", "train")):
-            torch.manual_seed(5)
-            dropout = tiny_model(hidden_dropout_prob=0.3)
-            settings = {"learning_rate": 1e-2, "gradient_accumulation_steps": 2, "logging_steps": 1}
-            trainer = trains(directory, name, model=dropout, probe=probe, **settings)
-            trainer.train()
-            states = {"weights": trainer.model.state_dict(), "random": torch.get_rng_state()}
-            history = [{**entry, **dict.fromkeys(TIMES, 0)} for entry in trainer.state.log_history]
-            torch.save({**states, "history": history}, directory / name / f"rank{trainer.args.process_index}.pt")
-    elif what == "fsdp":
-        layers = {"transformer_layer_cls_to_wrap": "BertLayer"}
-        settings = {"eval_dataset": held_out(), "eval_strategy": "epoch"}
-        trains(directory, "fsdp", heads=True, probe="train", fsdp=True, fsdp_config=layers, **settings).train()
-    else:
-        lives(directory)
-        for name, settings in SETTINGS.items():
-            trains(directory, name, **settings).train()
-        checkpoint = is_interrupted(directory, "resumed")
-        trains(directory, "resumed", resume=True).train(resume_from_checkpoint=str(checkpoint))
-        is_interrupted(directory, "for one process")
+def is_probed(directory: Path) -> None:
+    """The same training with dropout, once without probes and once with."""
+    for name, probe in (("plain", None), ("probed", "train")):
+        torch.manual_seed(5)
+        dropout = tiny_model(hidden_dropout_prob=0.3)
+        settings = {"learning_rate": 1e-2, "gradient_accumulation_steps": 2, "logging_steps": 1}
+        trainer = trains(directory, name, model=dropout, probe=probe, **settings)
+        trainer.train()
+        states = {"weights": trainer.model.state_dict(), "random": torch.get_rng_state()}
+        history = [{**entry, **dict.fromkeys(TIMES, 0)} for entry in trainer.state.log_history]
+        torch.save({**states, "history": history}, directory / name / f"rank{trainer.args.process_index}.pt")
+
+
+def loops(directory: Path) -> None:
+    """A loop without a Trainer, which is refused."""
+    try:
+        Recorder(directory / "loop.zarr", tiny_model(), dataset=as_dataset(tiny_rows()))
+    except ConfigurationError as error:
+        (directory / f"loop{torch.distributed.get_rank()}").write_text(str(error))
+
+
+def main(directory: Path) -> None:
+    lives(directory)
+    loops(directory)
+    is_probed(directory)
+    for name, settings in SETTINGS.items():
+        trains(directory, name, **settings).train()
+    checkpoint = is_interrupted(directory, "resumed")
+    trains(directory, "resumed", resume=True).train(resume_from_checkpoint=str(checkpoint))
+    is_interrupted(directory, "for one process")
+    layers = {"transformer_layer_cls_to_wrap": "BertLayer"}  # last, since accelerate keeps it in mind
+    settings = {"eval_dataset": held_out(), "eval_strategy": "epoch", "heads": True, "probe": "train"}
+    trains(directory, "fsdp", fsdp=True, fsdp_config=layers, **settings).train()
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]))

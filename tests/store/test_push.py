@@ -19,7 +19,7 @@ from t3vis.store.verify import verify
 from t3vis.store.writer import create_run
 
 from .recordings import new_run, rows_of, two_epochs
-from .test_storage import check, full_run, memory  # noqa: F401  a fixture
+from .test_storage import check, full_run
 
 URL = "memory://bucket/run.zarr"
 
@@ -121,7 +121,7 @@ def test_metadata_of_a_copy_is_that_of_the_run(tmp_path):
             assert shard.read_bytes() == (tmp_path / "run" / shard.relative_to(tmp_path / "copy")).read_bytes()
 
 
-def test_only_sealed_passes_of_a_run_in_training_are_copied(tmp_path, memory):  # noqa: F811
+def test_only_sealed_passes_of_a_run_in_training_are_copied(tmp_path, memory):
     _, expected = two_epochs(tmp_path)
     seal_pass(tmp_path, "train", 0)
     push(tmp_path, URL)
@@ -136,7 +136,7 @@ def test_only_sealed_passes_of_a_run_in_training_are_copied(tmp_path, memory):  
 # What is copied again
 
 
-def test_what_the_copy_has_is_skipped(tmp_path, memory):  # noqa: F811
+def test_what_the_copy_has_is_skipped(tmp_path, memory):
     full_run(tmp_path)
     calls = []
     first = push(tmp_path, URL, progress=lambda done, whole: calls.append((done, whole)))
@@ -152,7 +152,7 @@ def test_what_the_copy_has_is_skipped(tmp_path, memory):  # noqa: F811
 
 
 @pytest.mark.parametrize("loss", ["deleted", "cut short"])
-def test_what_the_copy_has_lost_is_copied_again(tmp_path, memory, loss):  # noqa: F811
+def test_what_the_copy_has_lost_is_copied_again(tmp_path, memory, loss):
     expected = full_run(tmp_path)
     push(tmp_path, URL)
     name, store = "/bucket/run.zarr/train/logits/c/1/0/0", fsspec.filesystem("memory")
@@ -192,7 +192,7 @@ def test_an_interrupted_push_shows_whole_passes_and_goes_on_where_it_was(templat
     check(open_run(URL), path, expected)
 
 
-def test_of_an_interrupted_push_no_more_than_a_batch_is_sent_again(tmp_path, memory, monkeypatch):  # noqa: F811
+def test_of_an_interrupted_push_no_more_than_a_batch_is_sent_again(tmp_path, memory, monkeypatch):
     two_epochs(tmp_path, seal=True)
     monkeypatch.setattr("t3vis.store.push._BATCH_BYTES", 1)
 
@@ -219,7 +219,7 @@ def small_shards(monkeypatch):
 
 
 @pytest.mark.parametrize("key", [("logits", 1), ("hidden_states", 1), ("logits", (1, [0, 5, 9]))])
-def test_a_pass_that_was_sealed_again_is_never_seen_in_parts(tmp_path, memory, small_shards, monkeypatch, key):  # noqa: F811
+def test_a_pass_that_was_sealed_again_is_never_seen_in_parts(tmp_path, memory, small_shards, monkeypatch, key):
     """At each change to the copy a reader looks at it."""
     name, part = key
     old = tmp_path / "old"
@@ -257,7 +257,7 @@ def test_a_pass_that_was_sealed_again_is_never_seen_in_parts(tmp_path, memory, s
     assert False in seen
 
 
-def test_a_pass_that_is_taken_back_while_it_is_copied_is_not_in_the_copy(tmp_path, memory, monkeypatch):  # noqa: F811
+def test_a_pass_that_is_taken_back_while_it_is_copied_is_not_in_the_copy(tmp_path, memory, monkeypatch):
     template = tmp_path / "template"
     _, expected = two_epochs(template, seal=True)
     number, happened, outcomes = 0, True, set()
@@ -277,7 +277,7 @@ def test_a_pass_that_is_taken_back_while_it_is_copied_is_not_in_the_copy(tmp_pat
     assert outcomes == {True, False}
 
 
-def test_a_pass_that_is_sealed_again_while_it_is_copied_is_not_copied_in_parts(tmp_path, memory, monkeypatch):  # noqa: F811
+def test_a_pass_that_is_sealed_again_while_it_is_copied_is_not_copied_in_parts(tmp_path, memory, monkeypatch):
     monkeypatch.setattr("t3vis.store.push._N_THREADS", 1)
     old = tmp_path / "old"
     _, expected = two_epochs(old, seal=True)
@@ -304,7 +304,7 @@ def test_a_pass_that_is_sealed_again_while_it_is_copied_is_not_copied_in_parts(t
         assert len(open_run(URL).train.passes) == 2
 
 
-def test_a_pass_that_was_deleted_to_save_room_stays_in_the_copy(tmp_path, memory):  # noqa: F811
+def test_a_pass_that_was_deleted_to_save_room_stays_in_the_copy(tmp_path, memory):
     _, expected = two_epochs(tmp_path, seal=True)
     push(tmp_path, URL)
     shutil.rmtree(tmp_path / "train/commits/p0000")
@@ -314,7 +314,7 @@ def test_a_pass_that_was_deleted_to_save_room_stays_in_the_copy(tmp_path, memory
     expected.check(open_run(URL).train)
 
 
-def test_a_result_that_was_replaced_is_replaced_in_the_copy(tmp_path, memory):  # noqa: F811
+def test_a_result_that_was_replaced_is_replaced_in_the_copy(tmp_path, memory):
     full_run(tmp_path)
     push(tmp_path, URL)
     columns = {"b": np.ones(10)}
@@ -328,7 +328,7 @@ def test_a_result_that_was_replaced_is_replaced_in_the_copy(tmp_path, memory):  
 # What is refused
 
 
-def test_another_run_is_not_overwritten(tmp_path, memory):  # noqa: F811
+def test_another_run_is_not_overwritten(tmp_path, memory):
     full_run(tmp_path / "one")
     push(tmp_path / "one", URL)
     create_run(tmp_path / "two", {"model": {"class": "Other"}}).close()
@@ -355,13 +355,13 @@ def test_a_run_is_not_copied_onto_itself(tmp_path):
             push(tmp_path / "run", f"file://{tmp_path}/{place}")
 
 
-def test_what_is_no_run_is_refused(tmp_path, memory):  # noqa: F811
+def test_what_is_no_run_is_refused(tmp_path, memory):
     with pytest.raises(StoreError, match="expected a t3vis run"):
         push(tmp_path, URL)
     assert fsspec.filesystem("memory").find("/") == []
 
 
-def test_a_damaged_shard_is_not_copied(tmp_path, memory):  # noqa: F811
+def test_a_damaged_shard_is_not_copied(tmp_path, memory):
     two_epochs(tmp_path, seal=True)
     shard = tmp_path / "train/loss/c/1/0"
     commit = schema.read_metadata(tmp_path / "train/commits/p0001")
@@ -372,7 +372,7 @@ def test_a_damaged_shard_is_not_copied(tmp_path, memory):  # noqa: F811
     assert sealed_loss(URL).keys() == {0}
 
 
-def test_a_pass_of_which_a_shard_is_lost_is_not_copied(tmp_path, memory):  # noqa: F811
+def test_a_pass_of_which_a_shard_is_lost_is_not_copied(tmp_path, memory):
     two_epochs(tmp_path, seal=True)
     commit = schema.read_metadata(tmp_path / "train/commits/p0001")
     commit["attributes"]["checksums"] = {"loss/c/1/0": checksum(tmp_path / "train/loss/c/1/0")}
@@ -383,7 +383,7 @@ def test_a_pass_of_which_a_shard_is_lost_is_not_copied(tmp_path, memory):  # noq
     assert sealed_loss(URL).keys() == {0}
 
 
-def test_segments_that_remain_of_a_sealed_pass_are_not_copied(tmp_path, memory):  # noqa: F811
+def test_segments_that_remain_of_a_sealed_pass_are_not_copied(tmp_path, memory):
     _, expected = two_epochs(tmp_path, seal=True)
     push(tmp_path, URL)
     n_before = len(fsspec.filesystem("memory").find("/bucket"))

@@ -16,15 +16,16 @@ def columns(seed):
 
 def test_columns_come_back_as_they_were_and_zarr_reads_them_too(tmp_path):
     new_run(tmp_path)
-    write_result(tmp_path, "train", "data_map", columns(0), meanings=MEANINGS, attributes={"burn_in": 1})
+    said = {"burn_in": 1, "mode": "eval"}
+    write_result(tmp_path, "train", "data_map", columns(0), meanings=MEANINGS, attributes=said)
     found = read_result(tmp_path, "train", "data_map")
-    assert found.attributes == {"burn_in": 1}
+    assert found.attributes == said
     assert found.columns.keys() == MEANINGS.keys()
     group = zarr.open_group(tmp_path / "analysis/train/data_map", mode="r")
     for name, values in columns(0).items():
         np.testing.assert_array_equal(found.columns[name], values, strict=True)
         np.testing.assert_array_equal(group[name][...], values, strict=True)
-        assert group[name].attrs["description"] == MEANINGS[name]
+        assert dict(group[name].attrs) == {"description": MEANINGS[name], "mode": "eval"}
 
 
 def test_a_table_comes_back_with_its_dimensions(tmp_path):

@@ -24,14 +24,6 @@ from .recordings import new_run, rows_of, split_attributes, two_epochs
 from .web import served
 
 
-@pytest.fixture
-def memory():
-    """The URL of an empty place in memory."""
-    fsspec.filesystem("memory").store.clear()
-    yield "memory://bucket/run.zarr"
-    fsspec.filesystem("memory").store.clear()
-
-
 def upload(run):
     """Copy a directory as it is, without t3vis."""
     for file in run.rglob("*"):
@@ -88,7 +80,6 @@ def test_a_pushed_run_is_read_from_memory_as_from_its_directory(tmp_path, memory
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_pushed_run_is_read_from_a_web_server(tmp_path, ranges):
-    pytest.importorskip("aiohttp")
     expected = full_run(tmp_path / "run")
     push(tmp_path / "run", str(tmp_path / "copy/run.zarr"))
     with served(tmp_path / "copy", ranges=ranges) as server:
@@ -117,7 +108,6 @@ def test_of_a_run_in_training_only_sealed_passes_are_read_remotely(tmp_path, mem
 
 def test_only_what_is_asked_for_is_fetched(tmp_path):
     """Of 1,000 rows of 2,000 bytes in each of two layers."""
-    pytest.importorskip("aiohttp")
     writer = new_run(tmp_path / "run", 1000)
     rows = rows_of(range(1000), 0, hidden=1000)
     writer.log("train", rows)
@@ -186,7 +176,6 @@ def test_an_empty_place_is_refused_by_its_url(memory):
 
 
 def test_a_web_server_without_a_pushed_copy_is_refused(tmp_path):
-    pytest.importorskip("aiohttp")
     two_epochs(tmp_path / "run", seal=True)
     with served(tmp_path) as server:
         with pytest.raises(StoreError, match=r"cannot be listed.*t3vis push"):

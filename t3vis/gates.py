@@ -1,4 +1,7 @@
-"""Finding the attention heads of any model: the projections in whose input they stand side by side.
+"""Finding the attention heads of any model, for the recorder and for probing alike, and the gradient of their gates.
+
+A head is found by the output projection in whose input the heads stand side by side; a gate is a number that the
+head's part of that input is multiplied by.
 
 No table of architectures: one forward pass is followed. An attention is a module that is named so and says how many
 heads it has, or how wide they are. Its output projection is the last linear layer that it calls, if that is given what
@@ -28,13 +31,15 @@ _WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
 class Projection:
     """The output projection of one attention: its input (..., n_heads * width) holds the heads one after another.
 
-    ``attention`` is ``self``, or in a model of two stacks ``encoder``, ``decoder`` or ``cross``.
+    ``attention`` is ``self``, or in a model of two stacks ``encoder``, ``decoder`` or ``cross``; ``caller`` is the
+    module that computed the heads, which may or may not call the projection itself.
     """
 
     name: str
     module: nn.Module
     attention: Attention
     n_heads: int
+    caller: nn.Module
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,13 @@ class _Call:
     @property
     def projection(self) -> tuple[nn.Module, Tensor] | None:
         """The output projection and its input; ``None`` if there is none."""
-        if self.within:
-            *others, (module, x) = self.within
-            taken = [*self.given, *(other for _, other in others)]
-            rows = [tensor.shape[:-1] for tensor in self.given]
-            if not _holds(taken, x) and module not in dict(others) and x.shape[:-1] in rows:
-                return module, x
+        if not self.within:  # what goes on from an attention without linear layers is projected already (XLNet)
+            return None
+        *others, (module, x) = self.within
+        taken = [*self.given, *(other for _, other in others)]
+        rows = [tensor.shape[:-1] for tensor in self.given]
+        if not _holds(taken, x) and module not in dict(others) and x.shape[:-1] in rows:
+            return module, x
         return self.next
 
     @property
@@ -126,7 +132,7 @@ class Trace:
             if heads is not None and len(x) == n_rows:
                 kind: Attention = "self" if encoder is None else "encoder" if call.attention in encoder else "decoder"
                 kind = "cross" if has_cross and call.n_sources > 1 else kind
-                pairs.append((Projection(self._names[module], module, kind, heads), x))
+                pairs.append((Projection(self._names[module], module, kind, heads, call.attention), x))
                 found.add(call.attention)
         pairs.sort(key=lambda pair: _ORDER[pair[0].attention])
         missed = tuple(self._names[attention] for attention in self._attentions if attention not in found)
@@ -183,6 +189,46 @@ def layer_attributes(projections: Sequence[Projection]) -> dict[str, list[Any]]:
         "attention": [projection.attention for projection in projections],
         "n_heads": [projection.n_heads for projection in projections],
     }
+
+
+def gate_gradients(x: Tensor, gradient: Tensor, n_examples: int, n_heads: int) -> Tensor:
+    """Gradient of a gate on each head, of each example.
+
+    Parameters
+    ----------
+    x, gradient
+        The input of an output projection and the loss's gradient there, shape (n_rows, ..., n_heads * width); the rows
+        of an example stand together.
+
+    Returns
+    -------
+    Shape (n_examples, n_heads), float32.
+
+    References
+    ----------
+    Michel et al. (2019), "Are Sixteen Heads Really Better than One?", equation 2, there in absolute value and summed
+    over examples; Molchanov et al. (2019), "Importance Estimation for Neural Network Pruning", section 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x, gradient = torch.tensor([[[1.0, 2, 3, 4]]]), torch.tensor([[[1.0, 1, 0, -1]]])
+    >>> gate_gradients(x, gradient, 1, 2)
+    tensor([[ 3., -4.]])
+    """
+    products = x.float() * gradient.detach().float()
+    return products.reshape(n_examples, -1, n_heads, x.shape[-1] // n_heads).sum((1, 3))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names, or the first of many.
+
+    Examples
+    --------
+    >>> listed(["a", "b"]), listed(["a", "b", "c", "d", "e"])
+    ('a, b', 'a, b, c and 2 more')
+    """
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def _encoder(model: Any) -> set[nn.Module]:
