@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from t3vis.commands.arguments import Commands, add_command
 from t3vis.errors import ConfigurationError
@@ -19,6 +20,8 @@ def add(commands: Commands) -> None:
     )
     for command in (view, serve):
         command.add_argument("run", metavar="RUN", help="path or URL of the run")
+        command.add_argument("--model", type=Path, metavar="FOLDER", help="ask this model, not the last checkpoint")
+        command.add_argument("--trust-remote-code", action="store_true", help="run code that lies beside its weights")
         command.add_argument("--port", type=int, default=0, help="port on this machine (any that is free)")
     view.add_argument("--no-browser", action="store_true", help="only say where the page is")
 
@@ -37,4 +40,12 @@ def _serving(options: argparse.Namespace, *, page: bool, browser: bool) -> None:
         from t3vis.viewer.serve import serve
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{error.name} is not installed; pip install 't3vis[viewer]'.") from error
-    serve(run, port=options.port, page=page, browser=browser, say=lambda line: print(line, flush=True))
+    serve(
+        run,
+        port=options.port,
+        page=page,
+        browser=browser,
+        model=options.model,
+        trust_remote_code=options.trust_remote_code,
+        say=lambda line: print(line, flush=True),
+    )
