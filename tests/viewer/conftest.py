@@ -12,6 +12,9 @@ from t3vis import open_run
 from t3vis.cli import main
 from t3vis.viewer.app import make_app
 from t3vis.viewer.serve import HOST, listening
+from tests.viewer.browser import browser, page
+
+__all__ = ["browser", "page"]  # fixtures
 
 TOKEN = "let-me-in"
 
@@ -41,6 +44,11 @@ class Served:
     @property
     def address(self) -> str:
         return f"http://{HOST}:{self.port}"
+
+    @property
+    def entry(self) -> str:
+        """The page's address, with the token that opens it."""
+        return f"{self.address}/?token={TOKEN}"
 
     def ask(self, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
         """One request, its path sent as it is; headers by name with _ for -; ``authorization=""`` leaves it out."""

@@ -1,0 +1,34 @@
+"""The page as a whole: it shows the run, and what goes wrong in it is not missed."""
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.viewer.browser import opened, watched
+from tests.viewer.conftest import Served
+
+
+def test_the_run_is_shown(page, served):
+    opened(page, served)
+    expect(page.get_by_role("heading", name="demo.zarr")).to_be_visible()
+    for view in ("Projection View", "Data Table", "Attention Head View", "Instance Investigation View"):
+        expect(page.get_by_role("region", name=view)).to_be_visible()
+
+
+def run_script(browser: Browser, served: Served, script: str) -> None:
+    with watched(browser) as page:
+        opened(page, served)
+        page.evaluate(script)
+        page.wait_for_timeout(50)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("console.error('broken')", "console: broken"),
+        ("setTimeout(() => { throw new Error('lost'); })", "exception: lost"),
+        ("fetch('http://elsewhere.example/').catch(() => 0)", "violates the following Content Security Policy"),
+    ],
+)
+def test_what_goes_wrong_in_the_page_fails_its_test(served, browser, script, message):
+    with pytest.raises(AssertionError, match=message):
+        run_script(browser, served, script)
