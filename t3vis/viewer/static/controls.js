@@ -14,7 +14,7 @@ export function Choice({ label, infos, value, onChoose, empty = null }) {
   const groups = new Map();
   for (const info of infos) groups.set(info.group, [...(groups.get(info.group) ?? []), info]);
   return html`<label class="choice"><span>${label}</span>
-    <select value=${value} onChange=${(event) => onChoose(event.target.value)}>
+    <select aria-label=${label} value=${value} onChange=${(event) => onChoose(event.target.value)}>
       ${empty !== null && html`<option value="">${empty}</option>`}
       ${[...groups].map(([group, members]) => html`<optgroup label=${group}>
         ${members.map((info) => html`<option value=${info.id} selected=${info.id === value} title=${info.description}>${info.title}${info.pass === null || info.kind === "coordinate" ? "" : ` (${group})`}</option>`)}
@@ -28,7 +28,7 @@ export function Legend({ legend, filters, store, onScale }) {
     return html`<div class="legend number"><b>${legend.title}</b>
       <div class="bar">${legend.gradient.map((color) => html`<i style=${{ background: color }} />`)}</div>
       <div class="ends"><span>${shownNumber(legend.low)}</span><span>${shownNumber(legend.high)}</span></div>
-      <label>scale <select value=${legend.scale} onChange=${(event) => onScale(event.target.value)}>
+      <label>scale <select aria-label="scale" value=${legend.scale} onChange=${(event) => onScale(event.target.value)}>
         ${["linear", "quantile", "log"].map((name) => html`<option value=${name} selected=${name === legend.scale}>${name}</option>`)}
       </select></label></div>`;
   const chosen = filters.find((filter) => filter.id === legend.id)?.codes;

@@ -25,7 +25,7 @@ export function Layers({ data, split, state, store, version }) {
     api.figures(data.split, kind).then((answer) => wanted && setFound({ kind, ...answer }), (problem) => wanted && setError(problem.message));
     return () => (wanted = false);
   }, [data.split, kind, version]);
-  const choose = html`<label class="choice"><span>figure</span><select value=${state.figure} onChange=${(event) => store.set({ figure: event.target.value })}>
+  const choose = html`<label class="choice"><span>figure</span><select aria-label="figure" value=${state.figure} onChange=${(event) => store.set({ figure: event.target.value })}>
     ${Object.entries(FIGURES).map(([name, title]) => html`<option value=${name} selected=${name === state.figure}>${title}</option>`)}</select></label>`;
   const body = () => {
     if (error) return html`<p class="error" role="alert">${error}</p>`;

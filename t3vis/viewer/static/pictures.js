@@ -1,6 +1,7 @@
 // Pictures of a view as it stands on the screen: SVG, of text and shapes as far as it can be, and PNG, made from that.
 
 import { html } from "./vendor/htm-preact.js";
+import { Menu } from "./menu.js";
 import { download } from "./exports.js";
 
 const SHAPE = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "opacity"];
@@ -8,14 +9,14 @@ const FONT = ["font-family", "font-size", "font-weight", "font-style", "text-anc
 const HIDDEN = "button:not(.drawn), select, input, .tools, .hover, .menu";
 const RESOLUTION = 2; // pixels of a PNG for each on the screen
 
-/** Two buttons that save a view. */
-export function Pictures({ of, name }) {
+/** A menu that saves a view as a picture, and what else is given: names, what they do, and how that is done. */
+export function Pictures({ of, name, more = {} }) {
   const save = async (kind) => {
     const svg = asSvg(of.current);
     download(`${name}.${kind}`, kind === "svg" ? svg : await asPng(svg, of.current), "image/svg+xml");
   };
-  return ["png", "svg"].map((kind) => html`<button type="button" title=${`Save this view as ${kind.toUpperCase()}`} aria-label=${`save ${name} as ${kind}`}
-    onClick=${() => save(kind)}>${kind}</button>`);
+  const pictures = { PNG: ["a picture of this view", () => save("png")], SVG: ["a picture of this view that can be enlarged", () => save("svg")] };
+  return html`<${Menu} sign="save" title=${`Save ${name}`} label=${`save ${name}`}>${Object.entries({ ...more, ...pictures }).map(([kind, [title, act]]) => html`<button type="button" role="menuitem" onClick=${act}><b>${kind}</b> <span>${title}</span></button>`)}<//>`;
 }
 
 /** The part of a page that an element fills, as an SVG document. @param {Element} root */

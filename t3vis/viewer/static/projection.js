@@ -26,6 +26,7 @@ export function Projection({ data, split, plot, passed, state, store, number, to
   const [hovered, setHovered] = useState(null);
   const [drawing, setDrawing] = useState([]);
   const [playing, setPlaying] = useState(false);
+  const [busy, setBusy] = useState(true);
 
   useEffect(() => {
     const made = new Scatter(canvas.current, {
@@ -51,7 +52,7 @@ export function Projection({ data, split, plot, passed, state, store, number, to
   useEffect(() => {
     let wanted = true;
     setError("");
-    frame.current.setAttribute("aria-busy", "true");
+    setBusy(true);
     Promise.all([data.column(plot.x), data.column(plot.y)])
       .then(([x, y]) => {
         if (!wanted) return;
@@ -61,9 +62,9 @@ export function Projection({ data, split, plot, passed, state, store, number, to
         else scatter.current.view = wholeView(xs, ys);
         scatter.current.setPlaces(xs, ys, Boolean(morphs));
         setColumns({ x, y, kind: shownBy(plot).kind });
-        frame.current.setAttribute("aria-busy", "false");
+        setBusy(false);
       })
-      .catch((problem) => wanted && (setError(problem.message), setPlaying(false)));
+      .catch((problem) => wanted && (setError(problem.message), setBusy(false), setPlaying(false)));
     return () => (wanted = false);
   }, [data, plot.x, plot.y]);
 
@@ -208,11 +209,11 @@ export function Projection({ data, split, plot, passed, state, store, number, to
   const suffix = number ? ` ${number + 1}` : "";
   return html`<section class="view projection" aria-label=${`Projection View${suffix}`}>
     <header>
-      <label class="choice"><span>map${suffix}</span><select value=${shown.kind} onChange=${(event) => change(showing(plot, { kind: event.target.value }, data))}>
+      <label class="choice"><span>map${suffix}</span><select aria-label=${`map${suffix}`} value=${shown.kind} onChange=${(event) => change(showing(plot, { kind: event.target.value }, data))}>
         ${kinds.map((kind) => html`<option value=${kind} selected=${kind === shown.kind}>${MAP_TITLES[kind]}</option>`)}</select></label>
-      ${isMap && html`<label class="choice"><span>layer${suffix}</span><select value=${shown.layer} onChange=${(event) => change(showing(plot, { layer: Number(event.target.value) }, data))}>
+      ${isMap && html`<label class="choice"><span>layer${suffix}</span><select aria-label=${`layer${suffix}`} value=${shown.layer} onChange=${(event) => change(showing(plot, { layer: Number(event.target.value) }, data))}>
         ${layers.map((layer) => html`<option value=${layer} selected=${layer === shown.layer}>${layer === 0 ? "0 (embeddings)" : layer}</option>`)}</select></label>
-        <label class="choice"><span>epoch${suffix}</span><input type="range" min="0" max=${passes.length - 1} step="1" value=${passes.indexOf(shown.pass)}
+        <label class="choice"><span>epoch${suffix}</span><input aria-label=${`epoch${suffix}`} type="range" min="0" max=${passes.length - 1} step="1" value=${passes.indexOf(shown.pass)}
           aria-valuetext=${epochOf(split, shown.pass)} onInput=${(event) => change(showing(plot, { pass: passes[Number(event.target.value)] }, data))} />
           <output>${epochOf(split, shown.pass)}</output></label>
         ${passes.length > 1 && html`<button type="button" aria-pressed=${playing} aria-label=${`play the epochs${suffix}`} title="Play the epochs" onClick=${play}>${playing ? "❚❚" : "▶"}</button>`}`}
@@ -231,7 +232,7 @@ export function Projection({ data, split, plot, passed, state, store, number, to
           : html`<button type="button" title="Close this plot (c)" aria-label=${`close plot ${number + 1}`} onClick=${() => store.set({ plots: state.plots.filter((_, i) => i !== number) })}>×</button>`}
       </span>
     </header>
-    <div class="plot" ref=${frame} data-plot=${number}>
+    <div class="plot" ref=${frame} data-plot=${number} data-x=${columns?.x.info.id} aria-busy=${busy}>
       <canvas ref=${canvas} tabindex="0" class=${tool} role="img"
         aria-label=${`Scatter plot of ${titleOf(data, plot.y)} over ${titleOf(data, plot.x)}; arrows move, plus and minus zoom, 0 shows all`}
         onPointerDown=${onDown} onPointerMove=${onMove} onPointerUp=${onUp} onPointerLeave=${() => setHovered(null)}
@@ -239,9 +240,9 @@ export function Projection({ data, split, plot, passed, state, store, number, to
       <${Overlay} scatter=${scatter} drawing=${drawing} example=${state.example} columns=${columns} ticks=${!isMap}
         x=${titleOf(data, plot.x)} y=${titleOf(data, plot.y)} />
       ${error && html`<p class="error" role="alert">${error}</p>`}
-      ${!columns && !error && html`<p class="waiting">Computing ${MAP_TITLES[shown.kind]}…</p>`}
+      ${busy && html`<p class="waiting"><span>Computing ${MAP_TITLES[shown.kind]}${isMap ? ` of layer ${shown.layer}, epoch ${epochOf(split, shown.pass)}` : ""}…</span></p>`}
       ${hovered && html`<${HoverCard} data=${data} hovered=${hovered} plot=${plot} frame=${frame} />`}
-      ${passed && passed.shown.length === 0 && html`<p class="waiting">No example passes the filters.</p>`}
+      ${passed && passed.shown.length === 0 && html`<p class="waiting"><span>No example passes the filters.</span></p>`}
       ${legend && html`<${Legend} legend=${legend} filters=${state.filters} store=${store}
         onScale=${(scale) => change({ scale })} />`}
     </div>

@@ -76,7 +76,7 @@ export function Suspects({ data, passed, state, store }) {
       ${chosen !== undefined && html`<span>decided: <b>${names[chosen]}</b></span>`}</p>
     <p class="labels"><button type="button" aria-pressed=${chosen === gold} onClick=${() => decide(gold)}>keep <kbd>k</kbd></button>
       <button type="button" aria-pressed=${chosen === suggested} disabled=${names[suggested] === undefined} onClick=${() => decide(suggested)}>take the suggestion <kbd>s</kbd></button>
-      <label class="choice"><span>other</span><select value="" onChange=${(event) => event.target.value && decide(Number(event.target.value))}>
+      <label class="choice"><span>other</span><select aria-label="another label" value="" onChange=${(event) => event.target.value && decide(Number(event.target.value))}>
         <option value="">…</option>${names.map((name, code) => html`<option value=${code}>${name}</option>`)}</select></label></p>
     <dl class="why">${why.map((name) => html`<div title=${columns[name].info.description}><dt>${columns[name].info.title}</dt><dd>${shownNumber(columns[name].values[now])}</dd></div>`)}</dl>
   </div>`;

@@ -5,6 +5,7 @@ import * as api from "./api.js";
 import { shownValue } from "./data.js";
 import { copyAsPython, download, toCsv } from "./exports.js";
 import { offered } from "./maps.js";
+import { Menu } from "./menu.js";
 import { Pictures } from "./pictures.js";
 
 const ROW = 30; // pixels
@@ -85,10 +86,10 @@ export function Table({ data, listed, state, store, tabs }) {
   };
   const what = `${chosen.length.toLocaleString("en")} examples`;
   const exports = {
-    CSV: ["Save the selection, or all that pass, as CSV", () => told(`${what} saved`, async () => download("examples.csv", await toCsv(data, chosen, state.shown), "text/csv"))],
-    Parquet: ["Save the selection, or all that pass, as Parquet", () => told(`${what} saved`, async () => download("examples.parquet", await api.parquet(data.split, data.n, chosen, state.shown), ""))],
-    ids: ["Save the ids of the selection, or of all that pass", () => told(`${what} saved`, async () => download("ids.txt", `${Array.from(chosen).join("\n")}\n`, "text/plain"))],
-    Python: ["Copy the selection as lines of Python", () => told(`${what} copied`, () => copyAsPython(data.split, chosen))],
+    CSV: ["the selection, or all that pass, with the columns that are shown", () => told(`${what} saved`, async () => download("examples.csv", await toCsv(data, chosen, state.shown), "text/csv"))],
+    Parquet: ["the same, for pandas, polars, datasets", () => told(`${what} saved`, async () => download("examples.parquet", await api.parquet(data.split, data.n, chosen, state.shown), ""))],
+    ids: ["the ids of the selection, or of all that pass", () => told(`${what} saved`, async () => download("ids.txt", `${Array.from(chosen).join("\n")}\n`, "text/plain"))],
+    Python: ["copy the ids as lines of Python", () => told(`${what} copied`, () => copyAsPython(data.split, chosen))],
   };
   if (api.isStatic) delete exports.Parquet; // a server writes it
   const view = useRef(null);
@@ -96,8 +97,7 @@ export function Table({ data, listed, state, store, tabs }) {
     <header>${tabs}<span class="count"><b>${count.toLocaleString("en")}</b> of ${data.n.toLocaleString("en")} examples${selected.size ? html`, <b>${selected.size.toLocaleString("en")}</b> selected` : ""}</span>
       <span role="status" class="said">${said}</span>
       <span class="tools"><${Columns} data=${data} state=${state} store=${store} />
-        ${Object.entries(exports).map(([name, [title, act]]) => html`<button type="button" title=${title} onClick=${act}>${name}</button>`)}
-        <${Pictures} of=${view} name="table" /></span></header>
+        <${Pictures} of=${view} name="table" more=${exports} /></span></header>
     ${error && html`<p class="error" role="alert">${error}</p>`}
     <div class="rows" ref=${body} tabindex="0" role="grid" aria-rowcount=${count + 1} aria-label="Examples" onScroll=${() => setTop(body.current.scrollTop)} onKeyDown=${onKey}>
       <div class="row head" role="row" aria-rowindex="1">
@@ -124,22 +124,8 @@ function topOf(row, height, whole, count) {
 
 /** Which columns are shown. */
 function Columns({ data, state, store }) {
-  const [open, setOpen] = useState(false);
-  const menu = useRef(null);
   const infos = offered(data, state.plots);
-  useEffect(() => {
-    if (!open) return undefined;
-    const close = (event) => !menu.current.contains(event.target) && setOpen(false);
-    addEventListener("pointerdown", close);
-    return () => removeEventListener("pointerdown", close);
-  }, [open]);
-  const onKey = (event) => {
-    if (event.key !== "Escape") return;
-    event.stopPropagation();
-    setOpen(false);
-  };
   const toggle = (id, on) => store.set({ shown: on ? [...state.shown, id] : state.shown.filter((other) => other !== id) });
-  return html`<span class="menu" ref=${menu} onKeyDown=${onKey}><button type="button" aria-expanded=${open} onClick=${() => setOpen(!open)}>columns</button>
-    ${open && html`<div class="sheet">${infos.map((info) => html`<label><input type="checkbox" checked=${state.shown.includes(info.id)}
-      onChange=${(event) => toggle(info.id, event.target.checked)} /> ${info.title}${info.pass === null ? "" : ` (${info.group})`}</label>`)}</div>`}</span>`;
+  return html`<${Menu} sign="columns" label="columns" title="Choose the columns" stays>${infos.map((info) => html`<label title=${info.description}><input type="checkbox" checked=${state.shown.includes(info.id)}
+    onChange=${(event) => toggle(info.id, event.target.checked)} /> ${info.title}${info.pass === null ? "" : ` (${info.group})`}</label>`)}<//>`;
 }
