@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from anyio import to_thread
+from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -23,10 +25,14 @@ from t3vis.store.passes import Pass
 from t3vis.store.reader import Run, Split
 from t3vis.viewer.columns import Column, ColumnCache, columns_of
 from t3vis.viewer.examples import example
+from t3vis.viewer.figures import FIGURE_KINDS, Figures
 from t3vis.viewer.heads import importance, patterns
 from t3vis.viewer.live import events
+from t3vis.viewer.openapi import document
 from t3vis.viewer.probes import METHODS, Prober, probe_of
 from t3vis.viewer.security import Guard
+from t3vis.viewer.selection import Selection
+from t3vis.viewer.tables import ids_of, to_parquet
 from t3vis.viewer.texts import MAX_ROWS, TextSearch, rows
 from t3vis.viewer.worker import ClosedError, Worker
 
@@ -44,6 +50,7 @@ def make_app(
     hosts: Iterable[str] = LOOPBACK,
     ancestors: Iterable[str] = (),
     page: bool = True,
+    selection: Selection | None = None,
     model: Path | None = None,
     trust_remote_code: bool = False,
 ) -> Starlette:
@@ -61,12 +68,14 @@ def make_app(
         Origins that may show the viewer in a frame.
     page
         Whether the page itself is served, beside the data.
+    selection
+        Is told which examples are selected on the page.
     model
         The folder of a model that is asked where no epoch is named; by default the last checkpoint of the run is.
     trust_remote_code
         Whether code that lies beside a model's weights may run.
     """
-    server = _Server(run, model, trust_remote_code=trust_remote_code)
+    server = _Server(run, selection, model, trust_remote_code=trust_remote_code)
     routes = [Mount("/api/v1", routes=server.routes())]
     if page:
         routes.append(Mount("/", StaticFiles(directory=STATIC, html=True)))
@@ -78,8 +87,9 @@ def make_app(
 class _Server:
     """Answers requests about one run."""
 
-    def __init__(self, run: Run, model: Path | None, *, trust_remote_code: bool) -> None:
+    def __init__(self, run: Run, selection: Selection | None, model: Path | None, *, trust_remote_code: bool) -> None:
         self._run = run
+        self._selection = selection
         self._model = model
         self._worker = Worker()
         self._prober = Prober(run, model, trust_remote_code=trust_remote_code)
@@ -97,7 +107,11 @@ class _Server:
             Route("/splits/{split}/examples/{number:int}", self.example),
             Route("/splits/{split}/heads", self.heads),
             Route("/probe", self.probe, methods=["POST"]),
+            Route("/splits/{split}/figures/{kind}", self.figures),
+            Route("/splits/{split}/parquet", self.parquet, methods=["POST"]),
+            Route("/selection", self.selected, methods=["POST"]),
             Route("/events", self.events),
+            Route("/openapi.json", self.openapi),
         ]
 
     @asynccontextmanager
@@ -108,7 +122,12 @@ class _Server:
 
     async def run(self, _: Request) -> Response:
         """What the run holds."""
-        return JSONResponse(await to_thread.run_sync(described, self._run, self._model))
+        found = await to_thread.run_sync(described, self._run, self._model)
+        return JSONResponse({**found, "wants_selection": self._selection is not None})
+
+    async def openapi(self, _: Request) -> Response:
+        """What can be asked, for programs."""
+        return JSONResponse(document([route.path.replace(":int", "") for route in self.routes()]))
 
     async def columns(self, request: Request) -> Response:
         """The catalogue of a split's columns."""
@@ -126,7 +145,7 @@ class _Server:
             return Response(status_code=304)
         found = await to_thread.run_sync(self._cache.get, column, COLUMN_SECONDS)
         if found is None:
-            return JSONResponse({"state": "computing"}, 202, {"retry-after": "1"})
+            return _computing()
         headers = {"etag": f'"{column.key}"', "cache-control": IMMUTABLE}
         return Response(found, media_type="application/octet-stream", headers=headers)
 
@@ -170,6 +189,35 @@ class _Server:
             return Response(found, media_type="application/octet-stream")
         return JSONResponse(found)
 
+    async def figures(self, request: Request) -> Response:
+        """Figures of the model over training."""
+        kind = request.path_params["kind"]
+        if kind not in FIGURE_KINDS:
+            raise HTTPException(404, f"there are no figures {kind!r}; there are {', '.join(FIGURE_KINDS)}.")
+        wanted = Figures(self._run, self._split(request), kind)
+        found = await to_thread.run_sync(self._cache.get, wanted, COLUMN_SECONDS)
+        return _computing() if found is None else Response(found, media_type="application/json")
+
+    async def parquet(self, request: Request) -> Response:
+        """Some examples as a Parquet file."""
+        split = self._split(request)
+        ids = await _set_of(request, split)
+        known = {column.id: column for column in await to_thread.run_sync(columns_of, self._run, split)}
+        names = [name for name in request.query_params.get("columns", "").split(",") if name]
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise HTTPException(404, f"{split.name} has no column {missing[0]!r}; ask for the catalogue.")
+        made = await to_thread.run_sync(to_parquet, split, [known[name] for name in names], ids)
+        return Response(made, media_type="application/vnd.apache.parquet")
+
+    async def selected(self, request: Request) -> Response:
+        """Take note of what is selected, for the notebook."""
+        name = request.query_params.get("split", "")
+        if self._selection is None or name not in self._run.splits:
+            raise HTTPException(404, "nobody wants to know what is selected, or there is no such split.")
+        self._selection.put(name, await _set_of(request, self._run.splits[name]))
+        return JSONResponse({})
+
     async def events(self, _: Request) -> Response:
         """What changes while the run is trained."""
         return StreamingResponse(events(self._run), media_type="text/event-stream")
@@ -179,6 +227,18 @@ class _Server:
         if name not in splits:
             raise HTTPException(404, f"the run holds no split {name!r}; it holds: {', '.join(splits) or 'none'}.")
         return splits[name]
+
+
+def _computing() -> Response:
+    return JSONResponse({"state": "computing"}, 202, {"retry-after": "1"})
+
+
+async def _set_of(request: Request, split: Split) -> NDArray[np.int64]:
+    """The examples whose bits are set in the body."""
+    try:
+        return ids_of(await request.body(), split.n_examples)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
 
 
 def described(run: Run, model: Path | None = None) -> dict[str, Any]:

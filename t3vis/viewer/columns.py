@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 import t3vis
 from t3vis.analysis.data_map import DataMap, regions
 from t3vis.analyze import (
+    MEANINGS,
     analyzed_data_map,
     analyzed_difficulty,
     analyzed_drift,
     analyzed_outliers,
+    analyzed_pass_outliers,
     analyzed_suspects,
 )
 from t3vis.analyze_projection import MEANINGS as MAP_MEANINGS
@@ -132,6 +134,12 @@ class _Columns:
             if "loss" in self._arrays:
                 values = partial(lambda i: self._split.loss[i], index)
                 yield self._column(f"loss@{index}", "loss", what, values, "loss of the example", pass_index=index)
+            if "hidden_states" in self._arrays and "hidden_states" not in record.attributes.get("dropped", ()):
+                values = partial(self._pass_outlier, index)
+                meaning = "mean rank by distances in the last layer and by loss, of this pass alone, in [0, 1]"
+                yield self._column(
+                    f"outlier@{index}", "outlier score", what, values, meaning, pass_index=index, is_analysis=True
+                )
             if "logits" in self._arrays and self._classes:
                 yield self._column(
                     f"prediction@{index}", "prediction", what, partial(self._prediction, index), "the predicted class",
@@ -206,6 +214,9 @@ class _Columns:
         gold[known] = shifted[known, labels[known]] / shifted[known].sum(axis=1)
         return gold
 
+    def _pass_outlier(self, index: int) -> NDArray[Any]:
+        return analyzed_pass_outliers(self._run, self._split, index).score
+
     def _of_analysis(self, analysis: _Analysis, name: str) -> NDArray[Any]:
         return analysis.read(self._run, self._split)[name]
 
@@ -258,6 +269,7 @@ _ANALYSES: dict[str, _Analysis] = {
             "variability": ("variability", "standard deviation of the gold-label probability"),
             "correctness": ("correctness", "share of passes predicted right"),
             "region": ("region", "easy, ambiguous and hard thirds of the data map"),
+            "threshold_closeness": ("threshold closeness", MEANINGS["threshold_closeness"]),
             "forgetting_events": ("forgetting events", "how often it went from right to wrong"),
             "never_learned": ("never learned", "whether it was never predicted right"),
         },
@@ -266,9 +278,14 @@ _ANALYSES: dict[str, _Analysis] = {
         "logits",
         lambda run, split: analyzed_suspects(run, split).as_columns(),
         {
-            "score": ("suspicion", "suspicion that the label is wrong, in [0, 1]"),
-            "suggested_label": ("suggested label", "the most probable other class"),
-            "aum": ("area under the margin", "mean margin of the gold logit"),
+            "score": ("suspicion", MEANINGS["score"]),
+            "suggested_label": ("suggested label", MEANINGS["suggested_label"]),
+            "suggested_prob": ("credibility of the suggestion", MEANINGS["suggested_prob"]),
+            "self_confidence": ("self-confidence", MEANINGS["self_confidence"]),
+            "normalized_margin": ("normalized margin", MEANINGS["normalized_margin"]),
+            "confidence_weighted_entropy": ("confidence-weighted entropy", MEANINGS["confidence_weighted_entropy"]),
+            "aum": ("area under the margin", MEANINGS["aum"]),
+            "neighbour_agreement": ("agreement of neighbours", MEANINGS["neighbour_agreement"]),
         },
     ),
     "difficulty": _Analysis(
@@ -296,6 +313,21 @@ _ANALYSES: dict[str, _Analysis] = {
 }
 
 
+class Computed(Protocol):
+    """What can be read or computed, and sent."""
+
+    @property
+    def key(self) -> str:
+        """Names the content."""
+
+    @property
+    def is_analysis(self) -> bool:
+        """Whether it may have to be computed."""
+
+    def to_bytes(self) -> bytes:
+        """The content."""
+
+
 class ColumnCache:
     """Bytes of columns by key; what takes long is computed by one thread, once."""
 
@@ -307,7 +339,7 @@ class ColumnCache:
         self._reading = ThreadPoolExecutor(2, "t3vis-columns")
         self._computing = ThreadPoolExecutor(1, "t3vis-analysis")  # analyses write into the store: one at a time
 
-    def get(self, column: Column, seconds: float) -> bytes | None:
+    def get(self, column: Computed, seconds: float) -> bytes | None:
         """The bytes of a column, or ``None`` if they take longer than that; then ask again.
 
         Raises

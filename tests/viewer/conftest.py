@@ -14,7 +14,7 @@ from t3vis.cli import main
 from t3vis.viewer.app import make_app
 from t3vis.viewer.serve import HOST, listening
 from tests.viewer.browser import browser, page
-from tests.viewer.probed import probed_run
+from tests.viewer.asked import asked_run
 
 __all__ = ["browser", "page"]  # fixtures
 
@@ -88,12 +88,12 @@ def served(recorded_run: Path) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with gradients of heads and checkpoints, of texts in few words."""
-    return probed_run(tmp_path_factory.mktemp("probed"))
+    return asked_run(tmp_path_factory.mktemp("asked"))
 
 
 @pytest.fixture(scope="session")
-def probed_served(probed: Path) -> Iterator[Served]:
-    with serving(probed) as server:
+def asked_served(asked: Path) -> Iterator[Served]:
+    with serving(asked) as server:
         yield server

@@ -1,49 +1,53 @@
-"""A run whose model can be asked: gradients of heads recorded, a checkpoint and its tokenizer saved in every epoch."""
+"""A run with probes, before the first step and after each epoch, of which it is known which labels are wrong."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import datasets
-from transformers import DataCollatorWithPadding
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from numpy.typing import NDArray
 
-from t3vis import RecorderCallback
-from tests.callbacks.attention_models import attention_model
-from tests.callbacks.tiny import tiny_trainer
-from tests.probing.examples import word_tokenizer
+from t3vis import RecorderCallback, Run, open_run
+from t3vis.demo.train import train_demo
+from tests.viewer.conftest import Served, serving
 
-N_EXAMPLES, N_EPOCHS = 48, 2
-NAMES = ("negative", "positive", "neither")
-JUDGEMENTS = (("bad", 0), ("good", 1), ("plot", 2))
-
-
-def texts_and_labels() -> tuple[list[str], list[int]]:
-    """Texts of five to nine words whose class one of them tells."""
-    texts, labels = [], []
-    for i in range(N_EXAMPLES):
-        word, label = JUDGEMENTS[i % 3]
-        texts.append(" ".join(["it was a", *["very"] * (i // 3 % 3), word, *["film a"] * (i // 9 % 3), "film"]))
-        labels.append(label)
-    return texts, labels
+TOPICS = {
+    "weather": ["rain", "storm", "sunny", "cloud", "wind"],
+    "food": ["bread", "soup", "cheese", "apple", "rice"],
+    "music": ["piano", "song", "violin", "drum", "choir"],
+}
+COMMON = ["today", "we", "had", "the", "best", "and", "then", "some", "more", "again"]
 
 
-def probed_run(folder: Path) -> Path:
-    """Train a tiny BERT of two layers of four heads with the recorder."""
-    tokenizer = word_tokenizer()
-    texts, labels = texts_and_labels()
-    train = datasets.Dataset.from_dict({"text": texts, "labels": labels, **tokenizer(texts)})
-    model = attention_model("bert")
-    model.config.id2label = dict(enumerate(NAMES))
-    model.config.label2id = {name: i for i, name in enumerate(NAMES)}
-    trainer = tiny_trainer(
-        folder / "out",
-        RecorderCallback(folder / "probed.zarr", heads=True, text=["text"]),
-        model=model,
-        train=train,
-        options={"processing_class": tokenizer, "data_collator": DataCollatorWithPadding(tokenizer)},
-        num_train_epochs=N_EPOCHS,
-        learning_rate=3e-3,
-        save_strategy="epoch",
-    )
-    trainer.train()
-    return folder / "probed.zarr"
+@dataclass(frozen=True)
+class Probed:
+    """The run, its server, and the ids of the examples with a planted wrong label."""
+
+    run: Run
+    served: Served
+    wrong: NDArray[np.int64]
+
+
+@pytest.fixture(scope="session")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probed]:
+    """A run that a real Trainer has recorded, and that is served."""
+    folder = tmp_path_factory.mktemp("probed")
+    recorder = RecorderCallback(folder / "topics.zarr", probe="train")
+    trained = train_demo(recorder, output_dir=folder / "model", dataset=sentences(250), epochs=4)
+    with serving(folder / "topics.zarr") as served:
+        yield Probed(open_run(folder / "topics.zarr"), served, trained.wrong_label_ids)
+
+
+def sentences(n: int) -> Dataset:
+    """Sentences of which two words tell the topic."""
+    rng = np.random.default_rng(0)
+    names = list(TOPICS)
+    labels = rng.integers(0, len(names), n)
+    texts = [
+        " ".join(rng.permutation([*rng.choice(TOPICS[names[label]], 2), *rng.choice(COMMON, 5)])) for label in labels
+    ]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    return Dataset.from_dict({"text": texts, "label": labels}, features=features)

@@ -22,14 +22,14 @@ from t3vis.recorded_example import tokenizer_of
 from t3vis.viewer.attentions import SIDE, Attentions
 from t3vis.viewer.models import MOST_HELD, Models
 from tests.viewer.conftest import Answer, Served
-from tests.viewer.probed import N_EXAMPLES, NAMES
+from tests.viewer.asked import N_EXAMPLES, NAMES
 
 PRUNED = [(0, 1), (1, 2)]
 
 
 @pytest.fixture(scope="module")
-def split(probed):
-    return open_run(probed).train
+def split(asked):
+    return open_run(asked).train
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def weights_of(model: Any, tokenizer: Any, text: str) -> np.ndarray:
     return np.stack([layer.weights[0] for layer in attention_weights(model, batch)])
 
 
-def test_attention_of_all_heads_of_one_and_of_one_token(probed_served, split, models, tokenizer):
+def test_attention_of_all_heads_of_one_and_of_one_token(asked_served, split, models, tokenizer):
     weights = weights_of(models[1], tokenizer, split.text["text"][7])
-    head, pictures = numbers(probed_served, kind="attention", id=7)
+    head, pictures = numbers(asked_served, kind="attention", id=7)
     assert head["tokens"] == tokenizer.convert_ids_to_tokens(split.token_ids[7].tolist())
     shapes = [layer["shape"] for layer in head["layers"]]
     assert shapes == [list(layer.shape) for layer in weights]
@@ -81,13 +81,13 @@ def test_attention_of_all_heads_of_one_and_of_one_token(probed_served, split, mo
     np.testing.assert_allclose(greatest, weights.max((2, 3)), rtol=1e-6)
     shown = pictures.reshape(weights.shape) / 255 * greatest[..., None, None]
     assert np.abs(shown - weights).max() <= 0.5 / 255 + 1e-6
-    one, values = numbers(probed_served, kind="attention", id=7, layer=1, head=2)
+    one, values = numbers(asked_served, kind="attention", id=7, layer=1, head=2)
     assert one["shape"] == list(weights.shape[2:])
     np.testing.assert_allclose(values.reshape(one["shape"]), weights[1, 2], atol=5e-4)
-    row, values = numbers(probed_served, kind="attention", id=7, layer=1, head=2, token=3)
+    row, values = numbers(asked_served, kind="attention", id=7, layer=1, head=2, token=3)
     assert row["shape"] == [weights.shape[3]]
     np.testing.assert_allclose(values, weights[1, 2, 3], atol=5e-4)
-    _, first = numbers(probed_served, kind="attention", id=7, layer=1, head=2, epoch=0)
+    _, first = numbers(asked_served, kind="attention", id=7, layer=1, head=2, epoch=0)
     expected = weights_of(models[0], tokenizer, split.text["text"][7])[1, 2]
     np.testing.assert_allclose(first.reshape(expected.shape), expected, atol=5e-4)
 
@@ -109,17 +109,17 @@ def test_of_a_long_text_each_cell_of_a_picture_is_the_greatest_weight_there(spli
         assert np.abs(shown - expected.transpose(2, 0, 1)).max() <= layer.greatest.max() / 255 + 1e-3
 
 
-def test_a_prediction_of_the_run_and_of_a_text_of_ones_own(probed_served, split, models, tokenizer):
+def test_a_prediction_of_the_run_and_of_a_text_of_ones_own(asked_served, split, models, tokenizer):
     text = split.text["text"][4]
     with torch.no_grad():
         expected = models[1](**tokenizer(text, return_tensors="pt")).logits[0]
-    found = said(probed_served, kind="predict", id=4)
+    found = said(asked_served, kind="predict", id=4)
     assert [choice["name"] for choice in found["choices"]] == list(NAMES)
     np.testing.assert_allclose([choice["logit"] for choice in found["choices"]], expected, atol=1e-5)
     np.testing.assert_allclose([choice["prob"] for choice in found["choices"]], expected.softmax(0), atol=1e-6)
     label = int(split.labels[4])
     assert found["loss"] == pytest.approx(float(-expected.log_softmax(0)[label]), abs=1e-5)
-    own = said(probed_served, kind="predict", text=["it was not a good film"])
+    own = said(asked_served, kind="predict", text=["it was not a good film"])
     with torch.no_grad():
         expected = models[1](**tokenizer("it was not a good film", return_tensors="pt")).logits[0]
     np.testing.assert_allclose([choice["logit"] for choice in own["choices"]], expected, atol=1e-5)
@@ -128,37 +128,37 @@ def test_a_prediction_of_the_run_and_of_a_text_of_ones_own(probed_served, split,
 
 
 @pytest.mark.parametrize("method", ["cp_lrp", "integrated_gradients", "occlusion", "gradient_norm"])
-def test_saliency_by_a_method_of_each_class(probed_served, split, models, tokenizer, method):
+def test_saliency_by_a_method_of_each_class(asked_served, split, models, tokenizer, method):
     for number in range(len(NAMES)):
-        found = said(probed_served, kind="saliency", id=9, method=method, **{"class": number})
+        found = said(asked_served, kind="saliency", id=9, method=method, **{"class": number})
         expected = explain(models[1], tokenizer, split.text["text"][9], method=method, classes=[number])
         np.testing.assert_allclose(found["values"], expected.values[0], atol=1e-5)
         assert found["name"] == NAMES[number]
         assert found["number"] == pytest.approx(float(expected.numbers[0]), abs=1e-5)
         assert found["is_signed"] == (method != "gradient_norm")
-    by_default = said(probed_served, kind="saliency", id=9, method=method)
+    by_default = said(asked_served, kind="saliency", id=9, method=method)
     expected = explain(models[1], tokenizer, split.text["text"][9], method=method)
     assert by_default["class"] == expected.target[0].index
 
 
-def test_pruned_against_full_prediction(probed_served, split, models, tokenizer):
+def test_pruned_against_full_prediction(asked_served, split, models, tokenizer):
     heads = heads_of(models[1], example_inputs(models[1]))
     row = {**encoded(tokenizer, split.text["text"][5]).inputs, "labels": int(split.labels[5])}
     whole, without = effect_on_example(heads, row, PRUNED)
-    found = said(probed_served, kind="prune", id=5, pruned=PRUNED)
+    found = said(asked_served, kind="prune", id=5, pruned=PRUNED)
     for shown, expected in ((found["whole"], whole), (found["pruned"], without)):
         np.testing.assert_allclose([choice["logit"] for choice in shown["choices"]], expected["logits"][0], atol=1e-5)
         assert shown["loss"] == pytest.approx(expected["loss"], abs=1e-5)
     assert found["divergence"] > 0
-    assert said(probed_served, kind="prune", id=5, pruned=[])["divergence"] == pytest.approx(0, abs=1e-6)
+    assert said(asked_served, kind="prune", id=5, pruned=[])["divergence"] == pytest.approx(0, abs=1e-6)
 
 
-def test_what_pruning_does_to_the_metric_of_a_selection(probed_served, split, models, tokenizer):
+def test_what_pruning_does_to_the_metric_of_a_selection(asked_served, split, models, tokenizer):
     ids = list(range(3, 45, 2))
     heads = heads_of(models[1], example_inputs(models[1]))
     rows = [{**encoded(tokenizer, split.text["text"][i]).inputs, "labels": int(split.labels[i])} for i in ids]
     expected = effect(heads, rows, PRUNED)
-    found = said(probed_served, kind="metric", ids=ids, pruned=PRUNED)
+    found = said(asked_served, kind="metric", ids=ids, pruned=PRUNED)
     assert (found["n"], found["n_selected"]) == (len(ids), len(ids))
     for name in ("loss", "score"):
         assert found[name]["whole"] == pytest.approx(getattr(expected, name).mean(), abs=1e-5)
@@ -168,35 +168,35 @@ def test_what_pruning_does_to_the_metric_of_a_selection(probed_served, split, mo
     assert found["worse"] == (expected.score_without < expected.score).sum()
 
 
-def test_importance_of_heads_recorded_and_of_the_model(probed_served, split, probed):
-    run = open_run(probed)
+def test_importance_of_heads_recorded_and_of_the_model(asked_served, split, asked):
+    run = open_run(asked)
     recorded = recorded_heads(run, split)[1].scores["gate"]
-    found = json.loads(probed_served.ask("/api/v1/splits/train/heads?epoch=1").body)
+    found = json.loads(asked_served.ask("/api/v1/splits/train/heads?epoch=1").body)
     (measure,) = found["measures"]
     assert found["attention"] == ["self", "self"]
     assert (measure["name"], measure["mode"], measure["n_examples"]) == ("recorded", "train", N_EXAMPLES)
     np.testing.assert_allclose(measure["value"], recorded.value)
-    few = json.loads(probed_served.ask("/api/v1/splits/train/heads?epoch=1&ids=3,5").body)["measures"][0]
+    few = json.loads(asked_served.ask("/api/v1/splits/train/heads?epoch=1&ids=3,5").body)["measures"][0]
     np.testing.assert_allclose(few["value"], np.abs(split.head_gradients[1][:, [3, 5]]).mean(1), rtol=1e-6)
-    one = json.loads(probed_served.ask("/api/v1/splits/train/heads?epoch=1&ids=3").body)["measures"][0]
+    one = json.loads(asked_served.ask("/api/v1/splits/train/heads?epoch=1&ids=3").body)["measures"][0]
     np.testing.assert_allclose(one["value"], split.head_gradients[1][:, 3], rtol=1e-6)
     computed = analyzed_heads(run, split, pass_index=1)
-    asked = said(probed_served, kind="importance", ids=list(range(N_EXAMPLES)), epoch=1)
-    np.testing.assert_allclose(asked["value"], computed.scores["gate"].value, rtol=1e-4)
-    kept = json.loads(probed_served.ask("/api/v1/splits/train/heads?epoch=1").body)["measures"]
+    shown = said(asked_served, kind="importance", ids=list(range(N_EXAMPLES)), epoch=1)
+    np.testing.assert_allclose(shown["value"], computed.scores["gate"].value, rtol=1e-4)
+    kept = json.loads(asked_served.ask("/api/v1/splits/train/heads?epoch=1").body)["measures"]
     assert [measure["name"] for measure in kept] == [
         "recorded", "gate", "removal", "loss_change", "divergence", "score_change",
     ]  # fmt: skip
     np.testing.assert_allclose(kept[3]["value"], computed.scores["loss_change"].value)
 
 
-def test_what_heads_attend_to_is_kept(probed_served):
-    unknown = json.loads(probed_served.ask("/api/v1/splits/train/heads?epoch=0&kind=pattern").body)
+def test_what_heads_attend_to_is_kept(asked_served):
+    unknown = json.loads(asked_served.ask("/api/v1/splits/train/heads?epoch=0&kind=pattern").body)
     assert unknown == {"epoch": 0, "found": None}
-    found = said(probed_served, kind="patterns", epoch=0)
+    found = said(asked_served, kind="patterns", epoch=0)
     assert np.array(found["names"]).shape == (2, 4)
     assert len(found["strongest"][0][0]) == 3
-    kept = json.loads(probed_served.ask("/api/v1/splits/train/heads?epoch=0&kind=pattern").body)
+    kept = json.loads(asked_served.ask("/api/v1/splits/train/heads?epoch=0&kind=pattern").body)
     assert kept["found"] == found
 
 
@@ -225,27 +225,27 @@ def test_what_heads_attend_to_is_kept(probed_served):
         ({"kind": "metric", "ids": [1, "2"]}, 400, "whole numbers"),
     ],
 )
-def test_what_cannot_be_asked_is_said_clearly(probed_served, what, status, message):
-    answer = post(probed_served, **what)
+def test_what_cannot_be_asked_is_said_clearly(asked_served, what, status, message):
+    answer = post(asked_served, **what)
     assert (answer.status, message) == (status, message if message in json.loads(answer.body)["error"] else answer.body)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff"])
-def test_what_is_no_request_is_refused(probed_served, body):
-    assert probed_served.ask("/api/v1/probe", "POST", body).status == 400
-    assert probed_served.ask("/api/v1/probe").status == 405
+def test_what_is_no_request_is_refused(asked_served, body):
+    assert asked_served.ask("/api/v1/probe", "POST", body).status == 400
+    assert asked_served.ask("/api/v1/probe").status == 405
 
 
-def test_a_text_that_is_too_long_for_the_model_is_refused_or_cut(probed_served):
-    found = said(probed_served, kind="predict", text=["good " * 5000])
+def test_a_text_that_is_too_long_for_the_model_is_refused_or_cut(asked_served):
+    found = said(asked_served, kind="predict", text=["good " * 5000])
     assert len(found["tokens"]) == 40
-    assert post(probed_served, kind="predict", text=["good " * 50_000]).status == 400
+    assert post(asked_served, kind="predict", text=["good " * 50_000]).status == 400
 
 
-def test_of_many_requests_of_one_client_only_the_last_has_to_be_answered(probed_served):
+def test_of_many_requests_of_one_client_only_the_last_has_to_be_answered(asked_served):
     with ThreadPoolExecutor(8) as pool:
         answers = list(
-            pool.map(lambda _: post(probed_served, kind="metric", ids=list(range(48)), client="one"), range(24))
+            pool.map(lambda _: post(asked_served, kind="metric", ids=list(range(48)), client="one"), range(24))
         )
     statuses = {answer.status for answer in answers}
     assert statuses <= {200, 409}
@@ -268,13 +268,13 @@ def test_the_models_stay_as_they_are_and_few_are_held(split, folders):
     assert all(torch.equal(before[name], value) for name, value in models.of(split, None).model.state_dict().items())
 
 
-def test_weights_and_hooks_are_the_same_after_all_kinds_of_requests(probed, split):
+def test_weights_and_hooks_are_the_same_after_all_kinds_of_requests(asked, split):
     from t3vis.viewer.probes import Prober, probe_of
 
-    prober = Prober(open_run(probed), None, trust_remote_code=False)
+    prober = Prober(open_run(asked), None, trust_remote_code=False)
 
     def answer(**what: Any) -> None:
-        for _ in prober.work(probe_of(json.dumps(what).encode(), open_run(probed))):
+        for _ in prober.work(probe_of(json.dumps(what).encode(), open_run(asked))):
             pass
 
     answer(kind="predict", id=0)

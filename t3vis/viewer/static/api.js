@@ -7,6 +7,8 @@ const MOST_HELD = 40;
 /** @type {Map<string, Promise<any>>} */
 const held = new Map();
 
+export const isStatic = document.querySelector('meta[name="t3vis-export"]') !== null;
+
 /** @returns {Promise<any>} what the server says, or an error with its message */
 async function asked(path, options) {
   for (;;) {
@@ -22,6 +24,26 @@ const asJson = async (path, options) => (await asked(path, options)).json();
 export const run = () => asJson("/run");
 export const columns = (split) => asJson(`/splits/${encodeURIComponent(split)}/columns`);
 export const example = (split, id) => asJson(`/splits/${encodeURIComponent(split)}/examples/${id}`);
+
+
+/** Figures of the model over training: separability, drift or progress. */
+export const figures = (split, kind) => asJson(`/splits/${encodeURIComponent(split)}/figures/${kind}`);
+
+/** @returns {Promise<Blob>} a Parquet file of some examples */
+export async function parquet(split, n, ids, columns) {
+  const path = `/splits/${encodeURIComponent(split)}/parquet?columns=${encodeURIComponent(columns.join(","))}`;
+  return (await asked(path, { method: "POST", body: bits(n, ids) })).blob();
+}
+
+/** Tell the notebook that shows this page what is selected. */
+export const tellSelection = (split, n, ids) => asked(`/selection?split=${encodeURIComponent(split)}`, { method: "POST", body: bits(n, ids) });
+
+/** A set of examples, one bit for each. */
+function bits(n, ids) {
+  const set = new Uint8Array(Math.ceil(n / 8));
+  for (const id of ids) set[id >> 3] |= 1 << (id & 7);
+  return set;
+}
 
 /** @returns {Promise<{text: string}[]>} */
 export const rows = async (split, ids) =>

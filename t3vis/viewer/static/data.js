@@ -4,6 +4,9 @@ import * as api from "./api.js";
 import { divided, kept, passing } from "./filters.js";
 import { ascending, strideOrder } from "./order.js";
 
+const MOST_ROWS = 500; // texts that are asked for at a time
+const MOST_TEXTS = 20_000;
+
 export class Data {
   /** @param {string} split @param {{n: number, columns: any[]}} catalogue */
   constructor(split, catalogue) {
@@ -12,6 +15,7 @@ export class Data {
     this.infos = new Map(catalogue.columns.map((info) => [info.id, info]));
     this.order = strideOrder(this.n);
     this.sorted = new Map();
+    this.texts = new Map();
     this.last = { key: "", passed: null };
   }
 
@@ -23,6 +27,21 @@ export class Data {
   column(id) {
     const info = this.infos.get(id);
     return info ? api.column(info) : Promise.reject(new Error(`this run has no column ${id}.`));
+  }
+
+  /** Have the texts of some examples, all columns of each in one line. */
+  async readTexts(ids) {
+    const missing = ids.filter((id) => !this.texts.has(id)).slice(0, MOST_ROWS);
+    if (missing.length === 0) return;
+    const found = await api.rows(this.split, missing);
+    if (this.texts.size > MOST_TEXTS) this.texts.clear();
+    found.forEach((row, i) => this.texts.set(missing[i], Object.values(row).join(" | ")));
+  }
+
+  /** @returns {Promise<string>} */
+  async textOf(id) {
+    await this.readTexts([id]);
+    return this.texts.get(id) ?? "";
   }
 
   /**
@@ -53,7 +72,12 @@ export class Data {
   async listed(sort, mask) {
     const order = await this.sortedBy(sort);
     const ids = kept(mask, order);
-    return sort?.down ? ids.reverse() : ids;
+    if (!sort?.down || !this.infos.has(sort.id)) return ids;
+    const { values, info } = await this.column(sort.id);
+    let known = ids.length; // those without a value stay the last
+    while (known > 0 && (values[ids[known - 1]] !== values[ids[known - 1]] || values[ids[known - 1]] === info.missing)) known -= 1;
+    ids.subarray(0, known).reverse();
+    return ids;
   }
 
   async sortedBy(sort) {

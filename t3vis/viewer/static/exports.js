@@ -30,7 +30,8 @@ export async function toCsv(data, ids, shown) {
   return `${["example", ...shown, ...names].map(quoted).join(",")}\n${lines.join("\n")}\n`;
 }
 
-function quoted(value) {
+/** A value as a field of CSV. */
+export function quoted(value) {
   const text = String(value);
   const inert = /^[=+@\t\r]|^-(?![\d.]+(e-?\d+)?$)/.test(text) ? `'${text}` : text; // a spreadsheet would run it
   return /[",\n\r]/.test(inert) ? `"${inert.replaceAll('"', '""')}"` : inert;

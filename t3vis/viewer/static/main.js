@@ -2,17 +2,24 @@
 
 import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import * as api from "./api.js";
-import { Categories, Choice, Range } from "./controls.js";
+import { Filters } from "./controls.js";
 import { Data } from "./data.js";
 import { Instance } from "./instance.js";
+import { Layers } from "./layers.js";
+import { available, beside, showing, shownBy } from "./maps.js";
+import { Pictures } from "./pictures.js";
 import { Projection } from "./projection.js";
 import { FIRST, fromAddress, Store } from "./state.js";
+import { Suspects } from "./suspects.js";
 import { Table } from "./table.js";
 
 const KEYS = [
   ["?", "this help"], ["/", "search in the texts"], ["m, l, b", "move, lasso, box"], ["+, −, 0, arrows", "zoom and move the plot that has the focus"],
-  ["c", "compare: a second plot"], ["↑ ↓", "next example, in the table"], ["Escape", "nothing selected"], ["Ctrl+z", "undo a filter, a search, a selection"], ["t", "light, dark"],
+  ["a", "select what is on the screen of the plot"], ["[ ]", "the epoch before, the next"], ["c", "compare: a second plot"], ["1, 2, 3", "table, suspected label errors, layers"],
+  ["↑ ↓", "next example, in the table"], ["k, s", "keep a suspected label, take the suggestion"], ["Escape", "nothing selected"], ["Ctrl+z", "undo a filter, a search, a selection"], ["t", "light, dark"],
 ];
+const PANELS = { table: "Data Table", suspects: "Suspected label errors", layers: "Layers and epochs" };
+const THEMES = { auto: "dark", dark: "light", light: "auto" };
 
 const store = new Store(fromAddress(location.hash));
 
@@ -27,6 +34,9 @@ function App() {
   const [help, setHelp] = useState(false);
   const [version, setVersion] = useState("");
   const field = useRef(null);
+  const lower = useRef(null);
+  const dataNow = useRef(null);
+  dataNow.current = data;
 
   useEffect(() => store.listen(setState), []);
   useEffect(() => api.follow((now) => setVersion(JSON.stringify(now))), []);
@@ -57,9 +67,19 @@ function App() {
     return () => (wanted = false);
   }, [data, passed, state.sort]);
   useEffect(() => {
+    if (run?.wants_selection && data) api.tellSelection(data.split, data.n, state.selected).catch((problem) => setError(problem.message));
+  }, [run?.wants_selection, data?.split, state.selected]);
+  useEffect(() => {
     document.documentElement.dataset.theme = state.theme;
   }, [state.theme]);
   useEffect(() => {
+    const step = (by) => {
+      const { passes } = available(dataNow.current);
+      store.set({ plots: store.state.plots.map((plot) => {
+        const { pass } = shownBy(plot);
+        return pass === undefined ? plot : showing(plot, { pass: beside(passes, pass, by) }, dataNow.current);
+      }) });
+    };
     const onKey = (event) => {
       if ((event.ctrlKey || event.metaKey) && event.key === "z" && event.target.tagName !== "INPUT") store.undo();
       if (event.ctrlKey || event.metaKey || event.altKey || ["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName)) return;
@@ -67,7 +87,9 @@ function App() {
         "?": () => setHelp((old) => !old), "/": () => field.current.focus(), m: () => setTool("pan"), l: () => setTool("lasso"), b: () => setTool("box"),
         c: () => store.set({ plots: store.state.plots.length === 1 ? [...store.state.plots, { ...store.state.plots[0] }] : store.state.plots.slice(0, 1) }),
         Escape: () => (setHelp(false), store.set({ selected: [], example: null })),
-        t: () => store.set({ theme: { auto: "dark", dark: "light", light: "auto" }[store.state.theme] }),
+        ...Object.fromEntries(Object.keys(PANELS).map((panel, i) => [String(i + 1), () => store.set({ panel })])),
+        "[": () => step(-1), "]": () => step(1),
+        t: () => store.set({ theme: THEMES[store.state.theme] }),
       };
       if (!actions[event.key]) return;
       event.preventDefault();
@@ -79,20 +101,28 @@ function App() {
 
   if (error) return html`<p class="error" role="alert">${error}</p>`;
   if (!run || !data) return html`<p class="waiting">Opening the run…</p>`;
+  const tabs = html`<span role="tablist" class="tabs">${Object.entries(PANELS).filter(([name]) => name !== "suspects" || data.infos.has("score")).map(([name, title]) => html`<button type="button" role="tab"
+    aria-selected=${state.panel === name} onClick=${() => store.set({ panel: name })}>${title}</button>`)}</span>`;
+  const panel = () => {
+    if (state.panel === "table") return html`<${Table} data=${data} listed=${listed} state=${state} store=${store} tabs=${tabs} />`;
+    const Shown = { suspects: Suspects, layers: Layers }[state.panel];
+    return html`<section class="view table" aria-label=${PANELS[state.panel]} ref=${lower}><header>${tabs}<span class="tools"><${Pictures} of=${lower} name=${state.panel} /></span></header>
+      <div class="body"><${Shown} data=${data} split=${split} passed=${passed} state=${state} store=${store} version=${version} /></div></section>`;
+  };
   return html`<div class="page">
     <header class="top"><h1>${run.name}</h1>
-      <label class="choice"><span>split</span><select value=${split.name} onChange=${(event) => store.set({ split: event.target.value, filters: [], selected: [], example: null })}>
+      <label class="choice"><span>split</span><select aria-label="split" value=${split.name} onChange=${(event) => store.set({ split: event.target.value, filters: [], selected: [], example: null })}>
         ${run.splits.map((one) => html`<option value=${one.name} selected=${one.name === split.name}>${one.name}</option>`)}</select></label>
       <span class="facts">${run.model ?? ""} · ${split.mode} mode · ${split.passes.length} passes${split.passes.some((one) => !one.sealed) ? " · recording" : ""}${run.n_missing_rows ? ` · ${run.n_missing_rows.toLocaleString("en")} rows missing` : ""}</span>
       <input type="search" ref=${field} placeholder="search texts (/)" aria-label="search texts" value=${state.search} onInput=${(event) => searchSoon(event.target.value)} />
       <button type="button" disabled=${!store.past.length} onClick=${() => store.undo()} title="Undo (Ctrl+z)">undo</button>
-      <button type="button" onClick=${() => store.set({ theme: { auto: "dark", dark: "light", light: "auto" }[state.theme] })} title="Light, dark or as the system (t)">${state.theme}</button>
+      <button type="button" onClick=${() => store.set({ theme: THEMES[state.theme] })} title="Light, dark or as the system (t)">${state.theme}</button>
       <button type="button" aria-expanded=${help} onClick=${() => setHelp(!help)} title="Keyboard help (?)">?</button></header>
-    <${Filters} data=${data} state=${state} />
-    <div class=${`plots n${state.plots.length}`}>${state.plots.map((plot, number) => html`<${Projection} key=${number} data=${data} plot=${plot} passed=${passed}
+    <${Filters} data=${data} state=${state} store=${store} passed=${passed} />
+    <div class=${`plots n${state.plots.length}`}>${state.plots.map((plot, number) => html`<${Projection} key=${`${data.split}/${number}`} data=${data} split=${split} plot=${plot} passed=${passed}
       state=${state} store=${store} number=${number} tool=${tool} setTool=${setTool} />`)}</div>
     <${Instance} data=${data} run=${run} state=${state} version=${version} />
-    <${Table} data=${data} listed=${listed} state=${state} store=${store} />
+    ${panel()}
     ${help && html`<div class="help" role="dialog" aria-label="Keyboard help"><h2>Keys</h2><dl>${KEYS.map(([key, what]) => html`<div><dt><kbd>${key}</kbd></dt><dd>${what}</dd></div>`)}</dl>
       <button type="button" onClick=${() => setHelp(false)}>close</button></div>`}
   </div>`;
@@ -102,24 +132,6 @@ let timer = 0;
 function searchSoon(wanted) {
   clearTimeout(timer);
   timer = setTimeout(() => store.set({ search: wanted }), 150);
-}
-
-/** Filters, all of which an example has to pass. */
-function Filters({ data, state }) {
-  const infos = [...data.infos.values()].filter((info) => info.kind !== "coordinate" && !state.filters.some((filter) => filter.id === info.id));
-  const add = (id) => {
-    const info = data.infos.get(id);
-    store.set({ filters: [...state.filters, info.kind === "category" ? { id, codes: info.categories.map((_, code) => code) } : { id }] });
-  };
-  const change = (filter, part) => store.set({ filters: state.filters.map((old) => (old.id === filter.id ? { ...old, ...part } : old)) });
-  const remove = (filter) => store.set({ filters: state.filters.filter((old) => old.id !== filter.id) });
-  return html`<aside class="filters" aria-label="Filters"><h2>Filters</h2>
-    ${state.filters.filter((filter) => data.infos.has(filter.id)).map((filter) => {
-      const Kind = data.infos.get(filter.id).kind === "category" ? Categories : Range;
-      return html`<${Kind} key=${filter.id} data=${data} filter=${filter} onChange=${(part) => change(filter, part)} onRemove=${() => remove(filter)} />`;
-    })}
-    <${Choice} label="add" infos=${infos} value="" empty="a filter…" onChoose=${(id) => id && add(id)} />
-    ${state.filters.length > 0 && html`<button type="button" onClick=${() => store.set({ filters: [] })}>remove all</button>`}</aside>`;
 }
 
 function first(data, names) {
@@ -136,6 +148,7 @@ function usable(plot, data) {
     y: known(plot.y, map?.replace("x:", "y:") ?? numbers[1] ?? numbers[0]),
     color: known(plot.color, known("label", numbers[0])),
     scale: plot.scale ?? FIRST.plots[0].scale,
+    view: plot.view ?? null,
   };
 }
 

@@ -3,6 +3,7 @@
 const FRAME_MS = 24; // time for points in one frame
 const FIRST_PART = 20_000; // points of the first part, before the speed is known
 const MORPH_MS = 700;
+const MOST_VECTORS = 20_000;
 
 const VERTEX = `#version 300 es
 in float x0; in float y0; in float x1; in float y1; in float code; in float mark;
@@ -65,6 +66,8 @@ export class Scatter {
     this.theme = { grey: [0.6, 0.6, 0.6, 1], ring: [0, 0, 0, 1] };
     this.perMs = FIRST_PART / FRAME_MS;
     this.request = 0;
+    this.selectedIds = new Uint32Array();
+    this.onMoved = () => {};
   }
 
   attribute(name, type) {
@@ -91,7 +94,7 @@ export class Scatter {
    * @param {Float32Array} x @param {Float32Array} y @param {boolean} morph
    */
   setPlaces(x, y, morph) {
-    const moves = morph && this.x && this.n <= 300_000;
+    const moves = morph && this.x;
     this.upload("x0", moves ? this.x : x);
     this.upload("y0", moves ? this.y : y);
     this.upload("x1", x);
@@ -116,6 +119,7 @@ export class Scatter {
   /** @param {Uint8Array} codes @param {Uint8Array} table - 256 RGBA colours */
   setColors(codes, table) {
     const { gl } = this;
+    [this.codes, this.table] = [codes, table];
     this.upload("code", codes);
     gl.bindTexture(gl.TEXTURE_2D, this.texture);
     gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, 256, 1, 0, gl.RGBA, gl.UNSIGNED_BYTE, table);
@@ -148,6 +152,7 @@ export class Scatter {
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, this.selected.list);
     gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, list, gl.STATIC_DRAW);
     this.selected.count = list.length;
+    this.selectedIds = list;
     this.draw();
   }
 
@@ -155,6 +160,41 @@ export class Scatter {
   setView(view) {
     this.view = view;
     this.draw();
+  }
+
+  isOnScreen(id) {
+    const { cx, cy, rx, ry } = this.view;
+    return Math.abs(this.x[id] - cx) <= rx && Math.abs(this.y[id] - cy) <= ry;
+  }
+
+  /**
+   * The points on the screen with their colours, for a picture that can be enlarged; `null` if they are too many.
+   * @returns {{px: number, py: number, r: number, color: string, opacity: number}[] | null}
+   */
+  vectors({ shown, others }) {
+    if (!this.x || shown.length + others.length > MOST_VECTORS) return null;
+    const { grey, ring } = this.theme;
+    const points = [];
+    const add = (ids, colorOf, opacity, r) => {
+      for (const id of ids) {
+        if (!this.isOnScreen(id)) continue;
+        const [px, py] = this.toPixels(this.x[id], this.y[id]);
+        points.push({ px, py, r, color: colorOf(id), opacity });
+      }
+    };
+    const r = this.suitingSize() / 2;
+    const hex = (parts) => `rgb(${Array.from(parts).slice(0, 3).join(",")})`;
+    const of = (id) => hex(this.table.subarray(this.codes[id] * 4, this.codes[id] * 4 + 3));
+    add(others, () => hex(grey.map((part) => Math.round(part * 255))), 0.35, r);
+    add(shown, of, 0.85, r);
+    add(this.selectedIds, () => hex(ring.map((part) => Math.round(part * 255))), 1, r + 1.5);
+    add(this.selectedIds, of, 1, r);
+    return points;
+  }
+
+  suitingSize() {
+    const n = this.counts[1];
+    return this.pointSize || (n > 200_000 ? 1.5 : n > 20_000 ? 2.5 : n > 2_000 ? 4 : 6);
   }
 
   setTheme(theme) {
@@ -192,9 +232,8 @@ export class Scatter {
     gl.clear(gl.COLOR_BUFFER_BIT);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
-    const n = this.counts[1];
-    const suits = n > 200_000 ? 1.5 : n > 20_000 ? 2.5 : n > 2_000 ? 4 : 6;
-    const size = (this.pointSize || suits) * (window.devicePixelRatio || 1);
+    this.onMoved();
+    const size = this.suitingSize() * (window.devicePixelRatio || 1);
     const { cx, cy, rx, ry } = this.view;
     gl.uniform4f(this.uniforms.view, cx, cy, rx, ry);
     gl.uniform1f(this.uniforms.t, this.t);

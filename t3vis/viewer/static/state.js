@@ -1,9 +1,11 @@
 // What is shown, all of it in the address: a link opens the same view again.
 
-/** @typedef {{x: string, y: string, color: string, scale: string}} Plot */
+/** @typedef {{x: string, y: string, color: string, scale: string, view?: number[] | null}} Plot - view: centre and half size */
 /** @typedef {{id: string, low?: number, high?: number, codes?: number[]}} Filter */
 /** @typedef {{split: string, plots: Plot[], filters: Filter[], search: string, sort: {id: string, down: boolean} | null,
- *   shown: string[], example: number | null, selected: number[], theme: string, size: number}} State */
+ *   shown: string[], example: number | null, selected: number[], panel: string, figure: string,
+ *   decided: [number, number][], theme: string, size: number}} State
+ * panel: what is below the plots: table, suspects or layers; decided: an example and the label it is to have */
 
 /** @type {State} */
 export const FIRST = {
@@ -15,11 +17,15 @@ export const FIRST = {
   shown: [],
   example: null,
   selected: [],
+  panel: "table",
+  figure: "probe_accuracy",
+  decided: [],
   theme: "auto",
   size: 0,
 };
 
-const MOST_IN_ADDRESS = 500; // selected ids; more are not put into a link
+const MOST_IN_ADDRESS = 5_000; // selected ids; more are not put into a link
+const UNDOABLE = ["filters", "search", "selected", "decided"];
 
 /** The state that an address holds. @returns {State} */
 export function fromAddress(address) {
@@ -27,6 +33,7 @@ export function fromAddress(address) {
   if (!given) return structuredClone(FIRST);
   try {
     const read = JSON.parse(given);
+    if (typeof read.selected === "string") read.selected = unpacked(read.selected);
     return Object.fromEntries(Object.entries(FIRST).map(([name, first]) => [name, alike(read[name], first) ? read[name] : first]));
   } catch {
     return structuredClone(FIRST);
@@ -40,9 +47,20 @@ function alike(value, first) {
 
 /** @param {State} state @returns {string} */
 export function toAddress(state) {
-  const kept = { ...state, selected: state.selected.length > MOST_IN_ADDRESS ? [] : Array.from(state.selected) };
-  const changed = Object.entries(kept).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(FIRST[name]));
+  const changed = Object.entries(state)
+    .filter(([name, value]) => name !== "selected" && JSON.stringify(value) !== JSON.stringify(FIRST[name]));
+  if (state.selected.length && state.selected.length <= MOST_IN_ADDRESS) changed.push(["selected", packed(state.selected)]);
   return changed.length ? `#s=${encodeURIComponent(JSON.stringify(Object.fromEntries(changed)))}` : "#";
+}
+
+/** Ids as the steps from one to the next, so that a link stays short. */
+function packed(ids) {
+  return Uint32Array.from(ids).sort().reduce(([text, last], id) => [`${text}${text && "."}${(id - last).toString(36)}`, id], ["", 0])[0];
+}
+
+function unpacked(text) {
+  let last = 0;
+  return text.split(".").map((step) => (last += parseInt(step, 36))).filter(Number.isInteger);
 }
 
 /** The state, who is told of its changes, and the way back. */
@@ -55,7 +73,7 @@ export class Store {
   }
 
   /** @param {Partial<State>} change @param {boolean} undoable */
-  set(change, undoable = "filters" in change || "search" in change || "selected" in change) {
+  set(change, undoable = UNDOABLE.some((name) => name in change)) {
     if (undoable) {
       this.past.push(this.state);
       if (this.past.length > 100) this.past.shift();
@@ -65,8 +83,8 @@ export class Store {
   }
 
   undo() {
-    const { filters, search, selected } = this.past.pop() ?? this.state;
-    this.state = { ...this.state, filters, search, selected };
+    const before = this.past.pop() ?? this.state;
+    this.state = { ...this.state, ...Object.fromEntries(UNDOABLE.map((name) => [name, before[name]])) };
     this.tell();
   }
 
