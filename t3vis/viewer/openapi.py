@@ -13,7 +13,7 @@ EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 PROBE = (
     "Ask the model: JSON of kind (attention, saliency, predict, prune, metric, importance or patterns), split, epoch, "
-    "id or text, and layer, head, token, class, method, pruned, ids as the kind needs. 409 where a newer request of the "
+    "id or text, and layer, head, token, class, method, pruned, ids as the kind needs. 409 where a newer one of the "
     "same client and kind has taken its place. Bytes begin with four of the length of a JSON header, then that."
 )
 WHAT: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -13,8 +13,8 @@ from t3vis import open_run
 from t3vis.cli import main
 from t3vis.viewer.app import make_app
 from t3vis.viewer.serve import HOST, listening
-from tests.viewer.browser import browser, page
 from tests.viewer.asked import asked_run
+from tests.viewer.browser import browser, page
 
 __all__ = ["browser", "page"]  # fixtures
 

@@ -21,8 +21,8 @@ from t3vis.probing.saliency import explain
 from t3vis.recorded_example import tokenizer_of
 from t3vis.viewer.attentions import SIDE, Attentions
 from t3vis.viewer.models import MOST_HELD, Models
-from tests.viewer.conftest import Answer, Served
 from tests.viewer.asked import N_EXAMPLES, NAMES
+from tests.viewer.conftest import Answer, Served
 
 PRUNED = [(0, 1), (1, 2)]
 
