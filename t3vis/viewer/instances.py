@@ -270,7 +270,12 @@ def _name(loaded: Loaded, number: int) -> str:
 
 
 def _tokens(example: Encoded) -> dict[str, Any]:
-    return {"texts": list(example.texts), "tokens": list(example.tokens), "gaps": example.gaps(), "special": example.is_special.tolist()}
+    return {
+        "texts": list(example.texts),
+        "tokens": list(example.tokens),
+        "gaps": example.gaps(),
+        "special": example.is_special.tolist(),
+    }
 
 
 def _label(labels: NDArray[Any] | None, number: int) -> Any:

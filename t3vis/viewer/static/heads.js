@@ -91,7 +91,7 @@ function useImportance({ data, passed, at, state, version }) {
     cells: measure.value.map((row, layer) => row.map((value, head) => value === null ? null : {
       value,
       share: value / ((state.headsPer === "model" ? Math.max(...most) : most[layer]) || 1),
-      text: shownNumber(value),
+      text: String(Number(value.toPrecision(2))),
       lines: [[measure.title, shownNumber(value)], ...(measure.low && measure.n_examples > 1 ? [["95 %", `${shownNumber(measure.low[layer][head])} to ${shownNumber(measure.high[layer][head])}`]] : []), ["rank", `${rankOf(measure.value, value)} of ${measure.value.flat().length}`]],
     })),
     attention: known.found.attention.length ? known.found.attention : (computed?.attention ?? []),

@@ -5,22 +5,25 @@ import { isIn, nameOf, togglePruned } from "./model.js";
 import { amount, css, inkOn, picture, signed } from "./tints.js";
 
 const [LEFT, TOP, GAP] = [30, 16, 3];
-const [SMALLEST, LARGEST] = [20, 66];
+const [SMALLEST, READABLE, LARGEST] = [18, 29, 84]; // pixels of a cell; more layers than fit at a readable size are scrolled to
+const BELOW = 46; // room for what the colours mean
 const CARD = 250;
 
 /** @param {{shown: any, palette: any, state: any, store: any, canPrune: boolean}} props */
 export function Matrix({ shown, palette, state, store, canPrune }) {
   const frame = useRef(null);
-  const [width, setWidth] = useState(400);
+  const [room, setRoom] = useState([400, 300]);
   const [focus, setFocus] = useState(null); // the head under the pointer, or that has the focus
   const n_heads = Math.max(...shown.cells.map((row) => row.length));
   useEffect(() => {
-    const sizes = new ResizeObserver(([{ contentRect }]) => setWidth(contentRect.width));
-    sizes.observe(frame.current);
+    const body = frame.current.parentElement;
+    const sizes = new ResizeObserver(([{ contentRect }]) => setRoom([contentRect.width, contentRect.height - BELOW]));
+    sizes.observe(body);
     return () => sizes.disconnect();
   }, []);
   const pictures = useMemo(() => shown.cells.map((row) => row.map((cell) => cell?.picture && picture(palette, cell.picture.values, cell.picture.n_rows, cell.picture.n_columns))), [shown.cells, palette]);
-  const size = Math.min(LARGEST, Math.max(SMALLEST, Math.floor((width - LEFT) / n_heads) - GAP));
+  const fits = Math.floor(Math.min((room[0] - LEFT) / n_heads, Math.max((room[1] - TOP) / shown.cells.length, READABLE))) - GAP;
+  const size = Math.min(LARGEST, Math.max(SMALLEST, fits));
   const [x, y] = [(head) => LEFT + head * (size + GAP), (layer) => TOP + layer * (size + GAP)];
   const current = state.head && shown.cells[state.head[0]]?.[state.head[1]] ? state.head : [0, 0];
   const onKey = (event) => {
@@ -77,11 +80,11 @@ function Cell({ cell, image, at, x, y, size, color, tabindex, pruned, chosen, fo
 
 /** A head enlarged, beside its place in the matrix. */
 function Card({ cell, image, head, shown, palette, pruned, canPrune, frame, left, top, size }) {
-  const box = frame.current.getBoundingClientRect();
-  const right = box.left + left + size + 8;
-  const place = right + CARD + 24 < innerWidth ? { left: `${right}px` } : { left: `${Math.max(8, box.left - frame.current.scrollLeft + left - CARD - 32)}px` };
-  const height = image ? CARD + 120 : 120;
-  place.top = `${Math.max(8, Math.min(box.top + top, innerHeight - height - 8))}px`;
+  const box = frame.current.closest("section").getBoundingClientRect();
+  const beside = box.left - CARD - 40; // never over the matrix, where there is room
+  const place = { left: `${beside > 0 ? beside : Math.min(box.left + left + size + 12, innerWidth - CARD - 40)}px` };
+  const height = (image ? CARD : 0) + 56 + 22 * cell.lines.length;
+  place.top = `${Math.max(8, Math.min(frame.current.getBoundingClientRect().top + top, innerHeight - height - 8))}px`;
   const kind = shown.attention[head[0]];
   return html`<div class="hover head-card" style=${place}><b>layer ${head[0]}, head ${head[1]}</b>${kind && kind !== "self" ? html` <span class="note">${kind}</span>` : ""}${pruned ? html` <span class="note">pruned</span>` : ""}
     ${image && html`<${Enlarged} cell=${cell} image=${image} />`}

@@ -4,7 +4,7 @@ import { html } from "./vendor/htm-preact.js";
 import { shownNumber } from "./data.js";
 import { hue } from "./scale.js";
 
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [340, 150, 30, 12, 8, 34];
+const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [340, 140, 44, 14, 8, 34];
 const MOST_CLASSES = 5;
 
 /** @param {{found: any, names: string[], epoch: number | null, onChoose: (index: number) => void}} props */
