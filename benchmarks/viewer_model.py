@@ -33,7 +33,7 @@ TOKEN = "benchmark"
 
 
 def measured(run: Run, *, rounds: int = 5) -> dict[str, float]:
-    """Medians, seconds: ``pictures`` of all heads, of which ``forward`` is the model's and ``ours`` the rest; a ``row``.
+    """Medians, seconds: ``pictures`` of all heads, of which ``forward`` is the model's, ``ours`` the rest; a ``row``.
 
     Parameters
     ----------

@@ -13,6 +13,7 @@ from t3vis import open_run
 from t3vis.cli import main
 from t3vis.viewer.app import make_app
 from t3vis.viewer.serve import HOST, listening
+from tests.callbacks.tiny import recorded
 from tests.viewer.asked import asked_run
 from tests.viewer.browser import browser, page
 
@@ -96,4 +97,11 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def asked_served(asked: Path) -> Iterator[Served]:
     with serving(asked) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def plain_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A run without text, gradients of heads, and checkpoints."""
+    with serving(recorded(tmp_path_factory.mktemp("plain")).path) as server:
         yield server

@@ -290,11 +290,11 @@ def test_weights_and_hooks_are_the_same_after_all_kinds_of_requests(asked, split
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in loaded.model.modules())
 
 
-def test_without_a_model_the_recorded_is_still_there(served):
-    recorded = json.loads(served.ask("/api/v1/run").body)
+def test_without_a_model_the_recorded_is_still_there(plain_served):
+    recorded = json.loads(plain_served.ask("/api/v1/run").body)
     assert not any(record["has_checkpoint"] for record in recorded["splits"][0]["passes"])
-    answer = post(served, kind="predict", id=1)
+    answer = post(plain_served, kind="predict", id=1)
     assert answer.status == 422
     assert "has no checkpoint" in json.loads(answer.body)["error"]
     assert "--model" in json.loads(answer.body)["error"]
-    assert json.loads(served.ask("/api/v1/splits/train/heads").body)["measures"] == []
+    assert json.loads(plain_served.ask("/api/v1/splits/train/heads").body)["measures"] == []

@@ -1,4 +1,4 @@
-"""Tasks that need the model, done by clicking: which heads matter, what they attend to, pruning, what a prediction rests on.
+"""Tasks that need the model, done by clicking: what heads attend to, which matter, pruning, what a prediction rests on.
 
 What the page shows is compared with what the store holds, and with what ``t3vis.probing`` says when it is called.
 """
@@ -182,8 +182,6 @@ def test_t5_what_pruning_a_head_does(page, asked_served, known):
     page.locator('[data-id="2"]').click()
     page.locator('[data-id="6"]').click(modifiers=["Shift"])
     expect(page.get_by_role("table", name="metric on the selection")).to_contain_text("examples selected")
-    chosen = in_address(page)
-    del chosen
     page.get_by_role("button", name=f"restore head {best[0]}.{best[1]}").first.click()
     expect(cell(page, *best)).not_to_have_attribute("aria-label", re.compile("pruned"))
     page.get_by_role("button", name="restore all").click()
@@ -256,7 +254,7 @@ def test_an_edited_text_is_predicted_again(page, asked_served, known):
     logits = known.models[1](**{name: values[None] for name, values in inputs.items()}).logits[0]
     for number, prob in enumerate(logits.softmax(0).tolist()):
         expect(view.locator(f'[data-class="{number}"]')).to_contain_text(f"{prob:.3f}")
-    expect(view.locator("[data-token]")).to_have_text(["[CLS]", *"it was a very bad film".split(" "), "[SEP]"])
+    expect(view.locator("[data-token]")).to_have_text(["[CLS]", *["it", "was", "a", "very", "bad", "film"], "[SEP]"])
     view.get_by_role("button", name="back to the example").click()
     expect(view.locator("[data-token]").nth(4)).to_have_text(known.text(1).split()[3])
 
@@ -295,7 +293,7 @@ def test_pictures_of_both_views(page, asked_served):
         assert wanted in Path(download.value.path()).read_text()
 
 
-def test_a_run_without_models_says_what_is_missing(page, served):
-    opened(page, served, example=2)
+def test_a_run_without_models_says_what_is_missing(page, plain_served):
+    opened(page, plain_served, example=2)
     expect(heads_view(page)).to_contain_text("RecorderCallback(heads=True)")
     expect(instance_view(page)).to_contain_text("No model of this epoch is at hand")
