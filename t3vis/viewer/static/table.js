@@ -3,6 +3,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import * as api from "./api.js";
 import { shownValue } from "./data.js";
+import { isExported } from "./exported.js";
 import { copyAsPython, download, toCsv } from "./exports.js";
 import { offered } from "./maps.js";
 import { Menu } from "./menu.js";
@@ -91,7 +92,7 @@ export function Table({ data, listed, state, store, tabs }) {
     ids: ["the ids of the selection, or of all that pass", () => told(`${what} saved`, async () => download("ids.txt", `${Array.from(chosen).join("\n")}\n`, "text/plain"))],
     Python: ["copy the ids as lines of Python", () => told(`${what} copied`, () => copyAsPython(data.split, chosen))],
   };
-  if (api.isStatic) delete exports.Parquet; // a server writes it
+  if (isExported) delete exports.Parquet; // a server writes it
   const view = useRef(null);
   return html`<section class="view table" aria-label="Data Table" ref=${view}>
     <header>${tabs}<span class="count"><b>${count.toLocaleString("en")}</b> of ${data.n.toLocaleString("en")} examples${selected.size ? html`, <b>${selected.size.toLocaleString("en")}</b> selected` : ""}</span>
