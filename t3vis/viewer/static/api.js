@@ -16,7 +16,7 @@ async function asked(path, options) {
     const answer = await fetch(ROOT + path, options);
     if (answer.ok && answer.status !== 202) return answer;
     if (answer.status !== 202) throw new Error((await answer.json().catch(() => ({}))).error ?? answer.statusText);
-    await new Promise((go) => setTimeout(go, 1000)); // it is being computed
+    await new Promise((go) => setTimeout(go, 200)); // it is being computed
   }
 }
 

@@ -33,10 +33,15 @@ export function Table({ data, listed, state, store, tabs }) {
     sizes.observe(body.current);
     return () => sizes.disconnect();
   }, []);
-  useEffect(() => {
+  useEffect(() => { // each as soon as it is there: some have to be computed
     let wanted = true;
-    Promise.all(state.shown.filter((id) => data.infos.has(id)).map((id) => data.column(id))).then(
-      (found) => wanted && (setColumns(found), setError("")), (problem) => wanted && setError(problem.message));
+    const names = state.shown.filter((id) => data.infos.has(id));
+    setColumns((old) => names.map((id) => old.find((column) => column.info === data.infos.get(id)) ?? { info: data.infos.get(id), values: null }));
+    for (const id of names)
+      data.column(id).then(
+        (found) => wanted && setColumns((old) => old.map((column) => (column.info.id === id ? found : column))),
+        (problem) => wanted && setError(problem.message),
+      );
     return () => (wanted = false);
   }, [data, state.shown]);
   const key = ids.join();
@@ -109,7 +114,7 @@ export function Table({ data, listed, state, store, tabs }) {
       <div style=${{ height: `${whole}px` }}><div style=${{ transform: `translateY(${offset}px)` }} data-texts=${texts}>
         ${ids.map((id, i) => html`<div key=${id} role="row" aria-rowindex=${first + i + 2} data-id=${id} aria-selected=${selected.has(id)}
           class=${`row ${state.example === id ? "chosen" : ""}`} onClick=${(event) => select(event, id)}>
-          <span role="gridcell" class="id">${id}</span>${columns.map((column) => html`<span role="gridcell">${shownValue(column, id)}</span>`)}
+          <span role="gridcell" class="id">${id}</span>${columns.map((column) => html`<span role="gridcell">${column.values ? shownValue(column, id) : "…"}</span>`)}
           <span role="gridcell" class="text">${data.texts.get(id) ?? ""}</span></div>`)}
       </div></div>${listed && count === 0 ? html`<p class="waiting">No example passes the filters.</p>` : ""}</div></section>`;
 }
