@@ -23,6 +23,8 @@ def add(commands: Commands) -> None:
     )
     for command in (view, serve):
         command.add_argument("run", metavar="RUN", help="path or URL of the run")
+        command.add_argument("--model", type=Path, metavar="FOLDER", help="ask this model, not the last checkpoint")
+        command.add_argument("--trust-remote-code", action="store_true", help="run code that lies beside its weights")
         command.add_argument("--port", type=int, default=0, help="port on this machine (any that is free)")
     view.add_argument("--no-browser", action="store_true", help="only say where the page is")
     view.add_argument(
@@ -52,7 +54,15 @@ def _serving(options: argparse.Namespace, *, page: bool, browser: bool) -> None:
     run = open_run(options.run)
     with _needing_viewer():
         from t3vis.viewer.serve import serve
-    serve(run, port=options.port, page=page, browser=browser, say=lambda line: print(line, flush=True))
+    serve(
+        run,
+        port=options.port,
+        page=page,
+        browser=browser,
+        model=options.model,
+        trust_remote_code=options.trust_remote_code,
+        say=lambda line: print(line, flush=True),
+    )
 
 
 @contextmanager

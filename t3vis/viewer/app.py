@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,17 +20,21 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import t3vis
-from t3vis.errors import T3VisError
+from t3vis.errors import ProbingError, T3VisError
+from t3vis.store.passes import Pass
 from t3vis.store.reader import Run, Split
 from t3vis.viewer.columns import Column, ColumnCache, columns_of
 from t3vis.viewer.examples import example
 from t3vis.viewer.figures import FIGURE_KINDS, Figures
+from t3vis.viewer.heads import importance, patterns
 from t3vis.viewer.live import events
 from t3vis.viewer.openapi import document
+from t3vis.viewer.probes import METHODS, Prober, probe_of
 from t3vis.viewer.security import Guard
 from t3vis.viewer.selection import Selection
 from t3vis.viewer.tables import ids_of, to_parquet
 from t3vis.viewer.texts import MAX_ROWS, TextSearch, rows
+from t3vis.viewer.worker import ClosedError, Worker
 
 STATIC = Path(__file__).parent / "static"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -46,6 +51,8 @@ def make_app(
     ancestors: Iterable[str] = (),
     page: bool = True,
     selection: Selection | None = None,
+    model: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> Starlette:
     """The application that serves a run.
 
@@ -63,8 +70,12 @@ def make_app(
         Whether the page itself is served, beside the data.
     selection
         Is told which examples are selected on the page.
+    model
+        The folder of a model that is asked where no epoch is named; by default the last checkpoint of the run is.
+    trust_remote_code
+        Whether code that lies beside a model's weights may run.
     """
-    server = _Server(run, selection)
+    server = _Server(run, selection, model, trust_remote_code=trust_remote_code)
     routes = [Mount("/api/v1", routes=server.routes())]
     if page:
         routes.append(Mount("/", StaticFiles(directory=STATIC, html=True)))
@@ -76,9 +87,12 @@ def make_app(
 class _Server:
     """Answers requests about one run."""
 
-    def __init__(self, run: Run, selection: Selection | None) -> None:
+    def __init__(self, run: Run, selection: Selection | None, model: Path | None, *, trust_remote_code: bool) -> None:
         self._run = run
         self._selection = selection
+        self._model = model
+        self._worker = Worker()
+        self._prober = Prober(run, model, trust_remote_code=trust_remote_code)
         self._cache = ColumnCache()
         self._columns: dict[str, Column] = {}
         self._searches: dict[str, TextSearch] = {}
@@ -91,6 +105,8 @@ class _Server:
             Route("/splits/{split}/rows", self.rows),
             Route("/splits/{split}/search", self.search),
             Route("/splits/{split}/examples/{number:int}", self.example),
+            Route("/splits/{split}/heads", self.heads),
+            Route("/probe", self.probe, methods=["POST"]),
             Route("/splits/{split}/figures/{kind}", self.figures),
             Route("/splits/{split}/parquet", self.parquet, methods=["POST"]),
             Route("/selection", self.selected, methods=["POST"]),
@@ -102,10 +118,11 @@ class _Server:
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         yield
         self._cache.close()
+        self._worker.close()
 
     async def run(self, _: Request) -> Response:
         """What the run holds."""
-        found = await to_thread.run_sync(described, self._run)
+        found = await to_thread.run_sync(described, self._run, self._model)
         return JSONResponse({**found, "wants_selection": self._selection is not None})
 
     async def openapi(self, _: Request) -> Response:
@@ -150,6 +167,27 @@ class _Server:
         split = self._split(request)
         number = request.path_params["number"]
         return JSONResponse(await to_thread.run_sync(example, self._run, split, number))
+
+    async def heads(self, request: Request) -> Response:
+        """What is known of the attention heads without a model."""
+        split = self._split(request)
+        query = request.query_params
+        ids = _ids(query.get("ids", ""), split)
+        record = _pass(split, query.get("epoch"))
+        if query.get("kind", "importance") == "pattern":
+            found = await to_thread.run_sync(patterns, self._run, split, record)
+        else:
+            found = await to_thread.run_sync(importance, self._run, split, record, ids)
+        return JSONResponse(found)
+
+    async def probe(self, request: Request) -> Response:
+        """Ask the model."""
+        asked = probe_of(await request.body(), self._run)
+        answer = self._worker.submit(asked.client, asked.kind, self._prober.work(asked))
+        found = await asyncio.wrap_future(answer)
+        if isinstance(found, bytes):
+            return Response(found, media_type="application/octet-stream")
+        return JSONResponse(found)
 
     async def figures(self, request: Request) -> Response:
         """Figures of the model over training."""
@@ -203,8 +241,8 @@ async def _set_of(request: Request, split: Split) -> NDArray[np.int64]:
         raise HTTPException(400, str(error)) from error
 
 
-def described(run: Run) -> dict[str, Any]:
-    """A run in JSON: its model and its splits."""
+def described(run: Run, model: Path | None = None) -> dict[str, Any]:
+    """A run in JSON: its model and its splits, and what model is at hand."""
     attributes = run.attributes
     splits = run.splits
     return {
@@ -214,6 +252,7 @@ def described(run: Run) -> dict[str, Any]:
         "model": attributes.get("model", {}).get("class"),
         "n_missing_rows": run.missing_rows,
         "splits": [_described_split(split) for split in splits.values()],
+        "probing": {"model": None if model is None else model.name, "methods": list(METHODS)},
     }
 
 
@@ -231,10 +270,25 @@ def _described_split(split: Split) -> dict[str, Any]:
         "text_columns": list(split.text),
         "has_tokens": split.token_ids is not None,
         "passes": [
-            {"index": record.index, "epoch": record.epoch, "step": record.step, "sealed": record.sealed}
+            {
+                "index": record.index,
+                "epoch": record.epoch,
+                "step": record.step,
+                "sealed": record.sealed,
+                "has_checkpoint": record.checkpoint is not None,
+            }
             for record in passes
         ],
     }
+
+
+def _pass(split: Split, given: str | None) -> Pass:
+    """A pass by its number, by default the last."""
+    passes = {str(record.index): record for record in split.passes}
+    wanted = next(reversed(passes), "") if given is None else given
+    if wanted not in passes:
+        raise HTTPException(404, f"{split.name} has no pass {wanted!r}; it has {', '.join(passes) or 'none'}.")
+    return passes[wanted]
 
 
 def _ids(given: str, split: Split) -> list[int]:
@@ -256,4 +310,5 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 
 async def _our_error(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 404 if isinstance(error, IndexError) else 409)
+    statuses = {IndexError: 404, ProbingError: 422, ClosedError: 503}
+    return JSONResponse({"error": str(error)}, statuses.get(type(error), 409))

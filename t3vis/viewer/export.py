@@ -25,6 +25,7 @@ from t3vis.viewer.app import STATIC, described
 from t3vis.viewer.columns import Column, columns_of
 from t3vis.viewer.examples import example
 from t3vis.viewer.figures import FIGURE_KINDS, Figures
+from t3vis.viewer.heads import importance, patterns
 from t3vis.viewer.texts import rows
 
 MAX_IN_FILE = 200_000
@@ -83,7 +84,10 @@ def export_viewer(
 def _resources(run: Run, examples: Sequence[int] | None, say: Callable[[str], None]) -> Resources:
     """What the page will ask for, by name."""
     about = described(run)
-    about["probing"] = {"available": False, "reason": "this is an export, which has no model"}
+    about["probing"] = {"model": None, "methods": []}
+    for split in about["splits"]:
+        for record in split["passes"]:
+            record["has_checkpoint"] = False  # the page has nobody who could load it
     yield "run.json", _json(about)
     for number, split in enumerate(run.splits.values()):
         yield from _of_split(run, split, f"splits/{number}", examples, say)
@@ -107,6 +111,9 @@ def _of_split(
             yield f"{root}/figures/{kind}.json", Figures(run, split, kind).to_bytes()
         except AnalysisError as error:
             yield f"{root}/figures/{kind}.json", _json({"error": str(error)})
+    for record in split.passes:
+        yield f"{root}/heads/importance-{record.index}.json", _json(importance(run, split, record, []))
+        yield f"{root}/heads/pattern-{record.index}.json", _json(patterns(run, split, record))
     for start in range(0, split.n_examples, PAGE):
         ids = list(range(start, min(start + PAGE, split.n_examples)))
         yield f"{root}/texts/{start // PAGE}.json", _json(rows(split, ids))

@@ -11,6 +11,11 @@ JSON = {"application/json": {"schema": {"type": "object"}}}
 BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
+PROBE = (
+    "Ask the model: JSON of kind (attention, saliency, predict, prune, metric, importance or patterns), split, epoch, "
+    "id or text, and layer, head, token, class, method, pruned, ids as the kind needs. 409 where a newer one of the "
+    "same client and kind has taken its place. Bytes begin with four of the length of a JSON header, then that."
+)
 WHAT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "/run": ("get", "The run: its model, its splits, their passes, layers and classes.", JSON),
     "/openapi.json": ("get", "This document.", JSON),
@@ -38,6 +43,12 @@ WHAT: dict[str, tuple[str, str, dict[str, Any]]] = {
         "A Parquet file of the examples whose bits are set in the body; example 0 is the lowest bit of the first byte.",
         BYTES,
     ),
+    "/splits/{split}/heads": (
+        "get",
+        "Importance of each attention head in one epoch as recorded, or what each attends to, as far as it is kept.",
+        JSON,
+    ),
+    "/probe": ("post", PROBE, JSON | BYTES),
     "/selection": ("post", "Tell the notebook which examples are selected; a body as for Parquet.", JSON),
 }
 """What each path under ``/api/v1`` does: method, summary, content of the answer."""
@@ -46,6 +57,11 @@ QUERY = {
     "/splits/{split}/rows": [("ids", "ids with commas between them")],
     "/splits/{split}/search": [("q", "the text; ASCII letters match in either case")],
     "/splits/{split}/parquet": [("columns", "ids of columns with commas between them")],
+    "/splits/{split}/heads": [
+        ("epoch", "number of the epoch, by default the last"),
+        ("kind", "importance or pattern"),
+        ("ids", "only these examples, ids with commas between them"),
+    ],
     "/selection": [("split", "name of the split")],
 }
 ERRORS = {
@@ -55,6 +71,7 @@ ERRORS = {
     "404": "there is no such split, example or column",
     "409": "what is asked for cannot be computed from this run",
     "413": "the body is too large",
+    "422": "the model cannot be asked this, or there is none",
     "421": "the server is not called by that name",
 }
 
@@ -78,7 +95,7 @@ def document(paths: list[str]) -> dict[str, Any]:
                     "200": {"description": "as said", "content": content},
                     **{code: {"description": f"{said}; JSON with `error`"} for code, said in ERRORS.items()},
                 },
-                **({"requestBody": {"required": True, "content": BYTES}} if method == "post" else {}),
+                **({"requestBody": {"required": True, "content": _body(path)}} if method == "post" else {}),
             }
         }
     return {
@@ -88,6 +105,10 @@ def document(paths: list[str]) -> dict[str, Any]:
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "security": [{"token": []}],
     }
+
+
+def _body(path: str) -> dict[str, Any]:
+    return JSON if path == "/probe" else BYTES
 
 
 def _parameters(path: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import webbrowser
 from collections.abc import Callable
+from pathlib import Path
 
 import uvicorn
 
@@ -39,7 +40,16 @@ def listening(port: int) -> socket.socket:
     return found
 
 
-def serve(run: Run, *, port: int = 0, page: bool = True, browser: bool = True, say: Callable[[str], None]) -> None:
+def serve(
+    run: Run,
+    *,
+    port: int = 0,
+    page: bool = True,
+    browser: bool = True,
+    model: Path | None = None,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None],
+) -> None:
     """Serve a run until interrupted.
 
     Parameters
@@ -52,6 +62,8 @@ def serve(run: Run, *, port: int = 0, page: bool = True, browser: bool = True, s
         Whether the page is served too, or the data only.
     browser
         Whether to open the page in the user's browser.
+    model, trust_remote_code
+        As for ``make_app``.
     say
         Is told the address, with the token that opens it.
 
@@ -63,7 +75,7 @@ def serve(run: Run, *, port: int = 0, page: bool = True, browser: bool = True, s
     token = new_token()
     found = listening(port)
     address = f"http://{HOST}:{found.getsockname()[1]}"
-    app = make_app(run, token=token, page=page)
+    app = make_app(run, token=token, page=page, model=model, trust_remote_code=trust_remote_code)
     config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=HEADER_SECONDS, timeout_graceful_shutdown=2)
     say(f"{address}/?token={token}" if page else f"{address}/api/v1/run with the header Authorization: Bearer {token}")
     if page and browser:

@@ -14,11 +14,11 @@ Work = Generator[None, None, Any]
 """What is done, in steps that each end in a ``yield``; what it returns is the answer."""
 
 
-class Superseded(T3VisError):
+class SupersededError(T3VisError):
     """The answer is not wanted any more: whoever asked has asked for something else."""
 
 
-class Closed(T3VisError):
+class ClosedError(T3VisError):
     """The server is going down."""
 
 
@@ -54,15 +54,17 @@ class Worker:
 
         Returns
         -------
-        Will hold the answer, or what the work raised; ``Superseded`` if a newer request took its place.
+        Will hold the answer, or what the work raised; ``SupersededError`` if a newer request took its place.
         """
         piece = _Piece((client, kind), work)
         with self._changed:
             if self._is_closed:
-                raise Closed("the viewer is going down.")
+                raise ClosedError("the viewer is going down.")
             for older in [older for older in self._pieces if older.asker == piece.asker]:
                 self._pieces.remove(older)
-                older.answer.set_exception(Superseded(f"superseded by a newer request for {kind} of the same client."))
+                older.answer.set_exception(
+                    SupersededError(f"superseded by a newer request for {kind} of the same client.")
+                )
             self._pieces.append(piece)
             if self._thread is None:
                 self._thread = Thread(target=self._serve, name="t3vis-model", daemon=True)
@@ -75,7 +77,7 @@ class Worker:
         with self._changed:
             self._is_closed = True
             for piece in self._pieces:
-                piece.answer.set_exception(Closed("the viewer is going down."))
+                piece.answer.set_exception(ClosedError("the viewer is going down."))
             self._pieces.clear()
             self._changed.notify()
 

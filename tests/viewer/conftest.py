@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -12,6 +13,7 @@ from t3vis import open_run
 from t3vis.cli import main
 from t3vis.viewer.app import make_app
 from t3vis.viewer.serve import HOST, listening
+from tests.viewer.asked import asked_run
 from tests.viewer.browser import browser, page
 
 __all__ = ["browser", "page"]  # fixtures
@@ -65,9 +67,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(path: Path) -> Iterator[Served]:
+def serving(path: Path, **options: Any) -> Iterator[Served]:
     socket = listening(0)
-    app = make_app(open_run(path), token=TOKEN)
+    app = make_app(open_run(path), token=TOKEN, **options)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
@@ -82,4 +84,16 @@ def serving(path: Path) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def served(recorded_run: Path) -> Iterator[Served]:
     with serving(recorded_run) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with gradients of heads and checkpoints, of texts in few words."""
+    return asked_run(tmp_path_factory.mktemp("asked"))
+
+
+@pytest.fixture(scope="session")
+def asked_served(asked: Path) -> Iterator[Served]:
+    with serving(asked) as server:
         yield server

@@ -56,9 +56,18 @@ export async function search(split, wanted) {
   return new Int32Array(await answer.arrayBuffer());
 }
 
-/** Work of the model on single examples. */
-export const probe = (what) =>
-  asJson("/probe", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(what) });
+/** Work of the model: JSON, or a header in JSON with the numbers that follow it as `values`. */
+export async function probe(what, signal) {
+  const answer = await asked("/probe", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(what), signal });
+  if (answer.headers.get("content-type").startsWith("application/json")) return answer.json();
+  const bytes = await answer.arrayBuffer();
+  const length = new DataView(bytes).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes, 4, length)));
+  return { ...header, values: new TYPES[header.dtype](bytes, 4 + length) };
+}
+
+/** What is known of the attention heads without a model. @param {{epoch: number, kind: string, ids?: number[]}} what */
+export const heads = (split, { ids = [], ...what }) => asJson(`/splits/${encodeURIComponent(split)}/heads?${new URLSearchParams({ ...what, ids: ids.join(",") })}`);
 
 /**
  * The values of a column.

@@ -1,6 +1,7 @@
 // What an exported page is asked instead of a server: files beside it, or parts of the page itself.
 
 const PAGE = 1000; // texts of one file
+const NO_SERVER = "an exported page has no server, which this needs; open the run with t3vis view.";
 
 const kind = document.querySelector('meta[name="t3vis-export"]')?.content;
 export const isExported = kind !== undefined;
@@ -14,7 +15,7 @@ export async function answer(path) {
   const parts = pathname.split("/").slice(1).map(decodeURIComponent);
   if (parts[0] === "run") return resource("run.json");
   if (parts[0] === "columns") return resource(`columns/${parts[1]}.bin`);
-  if (parts[0] !== "splits") throw new Error("an exported page has no server, which this needs; open the run with t3vis view.");
+  if (parts[0] !== "splits") throw new Error(NO_SERVER);
   const names = (await json("run.json")).splits.map((split) => split.name);
   const [root, what, which] = [`splits/${names.indexOf(parts[1])}`, parts[2], parts[3]];
   if (what === "columns") return resource(`${root}/columns.json`);
@@ -23,10 +24,16 @@ export async function answer(path) {
     if (found.error) throw new Error(found.error);
     return asJson(found);
   }
+  if (what === "heads") {
+    const { passes } = (await json("run.json")).splits[names.indexOf(parts[1])];
+    const [kindOf, epoch] = [searchParams.get("kind") ?? "importance", searchParams.get("epoch") ?? passes.at(-1).index];
+    if (kindOf === "importance" && searchParams.get("ids")) throw new Error(NO_SERVER);
+    return resource(`${root}/heads/${kindOf}-${epoch}.json`);
+  }
   if (what === "rows") return asJson({ rows: await Promise.all(searchParams.get("ids").split(",").map((id) => textsOf(root, Number(id)))) });
   if (what === "search") return search(root, searchParams.get("q"));
   if (what === "examples") return asJson((await json(`${root}/examples.json`))[which] ?? { id: Number(which), text: await textsOf(root, Number(which)), passes: [], tokens: null });
-  throw new Error("an exported page has no server, which this needs; open the run with t3vis view.");
+  throw new Error(NO_SERVER);
 }
 
 const asJson = (content) => new Response(JSON.stringify(content));

@@ -1,23 +1,67 @@
-// Instance Investigation View: one example, its tokens, and what became of it over the epochs.
+// Instance Investigation View: one example, what the model says to it and why, and what became of it over the epochs.
 
-import { html, useEffect, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import * as api from "./api.js";
 import { shownNumber, shownValue } from "./data.js";
-import { hue } from "./scale.js";
+import { chosenEpoch, subject } from "./model.js";
+import { Pictures } from "./pictures.js";
+import { METHODS, Reading } from "./reading.js";
+import { usePalette } from "./tints.js";
+import { Trajectory } from "./trajectory.js";
 
 const EVIDENCE = ["score", "suggested_label", "aum", "confidence", "variability", "correctness", "region", "forgetting_events", "first_learned", "outlier"];
-const [WIDTH, HEIGHT] = [320, 130];
 
-/** @param {{data: any, run: any, state: any, version: string}} props */
-export function Instance({ data, run, state, version }) {
+/** @param {{data: any, run: any, split: any, state: any, store: any, version: string}} props */
+export function Instance({ data, run, split, state, store, version }) {
+  const view = useRef(null);
+  const palette = usePalette(state.theme);
+  const { found, facts, error } = useExample(data, state.example, version);
+  const [typing, setTyping] = useState(null); // the texts while they are edited
+  const [texts, setTexts] = useState(null); // those that the model has read
+  useEffect(() => setTyping(null), [data.split, state.example]);
+  const at = chosenEpoch(run, split, state.epoch);
+  const against = state.against === null ? null : chosenEpoch(run, split, state.against);
+  const about = subject(data.split, state);
+  const names = split.class_names ?? [];
+  const gold = found && typeof found.label === "number" && found.label >= 0 && !state.text.length ? found.label : null;
+  const others = at.choices.filter(({ value, name }) => value !== "" && !name.endsWith("recorded only") && value !== String(at.index ?? ""));
+  const read = (asker, epoch) => html`<${Reading} asker=${asker} about=${about} at=${epoch} state=${state} store=${store} palette=${palette} gold=${gold} onRead=${setTexts}
+    original=${state.text.length && state.example !== null ? { split: data.split, id: state.example } : null} />`;
+  if (about === null && typing === null)
+    return html`<section class="view instance" aria-label="Instance Investigation View" ref=${view}><header><h2>Instance</h2></header><div class="body"><p class="waiting">Choose an example: click a point or a row.
+      ${at.hasModel && html` Or <button type="button" onClick=${() => setTyping([""])}>type a text</button>`}</p></div></section>`;
+  return html`<section class="view instance" aria-label="Instance Investigation View" ref=${view}>
+    <header><b>${state.example === null ? "a text of your own" : `example ${state.example}`}</b>
+      ${found && found.id === state.example && html`<span>gold label: <b class="gold">${labelOf(found, names)}</b></span>`}
+      ${at.hasModel && html`<label class="choice"><span>method</span><select aria-label="saliency method" value=${state.method} onChange=${(event) => store.set({ method: event.target.value })}>
+        ${run.probing.methods.map((name) => html`<option value=${name} selected=${name === state.method}>${METHODS[name] ?? name}</option>`)}</select></label>`}
+      ${at.hasModel && others.length > 0 && html`<label class="choice"><span>beside it</span><select aria-label="compare with the model of" value=${state.against ?? ""} onChange=${(event) => store.set({ against: event.target.value === "" ? null : Number(event.target.value) })}>
+        <option value="">nothing</option>${others.map(({ value, name }) => html`<option value=${value} selected=${value === String(state.against ?? "")}>${name}</option>`)}</select></label>`}
+      <span class="tools"><${Pictures} of=${view} name="instance" /></span></header>
+    <div class="body">
+      ${error && html`<p class="error" role="alert">${error}</p>`}
+      ${typing !== null ? html`<${Editor} typing=${typing} setTyping=${setTyping} state=${state} store=${store} />` : html`<${Texts} found=${found} read=${at.hasModel ? texts : null} state=${state} store=${store} setTyping=${setTyping} />`}
+      ${about && at.hasModel && html`<div class=${`readings n${against?.hasModel ? 2 : 1}`}>${against?.hasModel && html`<h3>${at.name}</h3><h3>${against.name}</h3>`}${read("one", at)}${against?.hasModel && read("other", against)}</div>`}
+      ${about && !at.hasModel && found?.tokens && html`<p class="tokens" role="group" aria-label="tokens">${found.tokens.map((token) => html`<span class="token">${token}</span> `)}</p>`}
+      ${about && !at.hasModel && html`<p class="note">${api.isStatic ? "Predictions and saliency need the model, which this copy of the page does not have." : "No model of this epoch is at hand, so nothing can be predicted or explained: train with save_strategy=\"epoch\", choose another epoch, or open the run with --model."}</p>`}
+      ${found?.probs && html`<${Trajectory} found=${found} names=${names} epoch=${at.recorded} onChoose=${(epoch) => store.set({ epoch })} />`}
+      ${found?.loss && !found.probs && html`<p class="losses">loss: ${found.loss.map((value) => html`<span>${value === null ? "–" : shownNumber(value)}</span>`)}</p>`}
+      ${found && html`<dl>${facts.filter(([, value]) => value !== "").map(([title, value, meaning]) => html`<div title=${meaning}><dt>${title}</dt><dd>${value}</dd></div>`)}</dl>`}
+    </div></section>`;
+}
+
+/** What was recorded of an example, and what the analyses say of it. */
+function useExample(data, id, version) {
   const [found, setFound] = useState(null);
   const [facts, setFacts] = useState([]);
   const [error, setError] = useState("");
-  const id = state.example;
   useEffect(() => {
-    if (id === null) return undefined;
-    let wanted = true;
     setError("");
+    if (id === null) {
+      setFound(null);
+      return undefined;
+    }
+    let wanted = true;
     api.example(data.split, id).then((one) => wanted && setFound(one), (problem) => wanted && setError(problem.message));
     Promise.allSettled(EVIDENCE.filter((name) => data.infos.has(name)).map((name) => data.column(name))).then((columns) => {
       const known = columns.filter((column) => column.status === "fulfilled").map((column) => column.value);
@@ -25,35 +69,34 @@ export function Instance({ data, run, state, version }) {
     });
     return () => (wanted = false);
   }, [data, id, version]);
-  const split = run.splits.find((one) => one.name === data.split);
-  if (id === null) return html`<section class="view instance" aria-label="Instance Investigation View"><p class="waiting">Choose an example: click a point or a row.</p></section>`;
-  const names = split.class_names ?? [];
-  const label = found && typeof found.label === "number" ? (names[found.label] ?? (found.label < 0 ? "" : found.label)) : found?.label?.join(" ");
-  return html`<section class="view instance" aria-label="Instance Investigation View">
-    <header><b>example ${id}</b>${found && html`<span>gold label: <b class="gold">${label}</b></span>`}</header>
-    ${error && html`<p class="error" role="alert">${error}</p>`}
-    ${found && found.id === id && html`<div class="body">
-      ${Object.entries(found.text).map(([name, text]) => html`<p class="whole-text"><small>${name}</small> ${text}</p>`)}
-      ${found.tokens && html`<p class="tokens" aria-label="tokens">${found.tokens.map((token) => html`<span>${token}</span>`)}</p>`}
-      ${found.probs && html`<${Trajectory} found=${found} names=${names} />`}
-      ${found.loss && html`<p class="losses">loss: ${found.loss.map((value) => html`<span>${value === null ? "–" : shownNumber(value)}</span>`)}</p>`}
-      <dl>${facts.filter(([, value]) => value !== "").map(([title, value, meaning]) => html`<div title=${meaning}><dt>${title}</dt><dd>${value}</dd></div>`)}</dl>
-    </div>`}</section>`;
+  return { found: found?.id === id ? found : null, facts, error };
 }
 
-/** Probabilities of the classes that matter for this example, epoch by epoch. */
-function Trajectory({ found, names }) {
-  const gold = found.label;
-  const peak = (code) => Math.max(...found.probs.map((probs) => probs[code] ?? 0));
-  const codes = found.probs[0].map((_, code) => code).sort((a, b) => peak(b) - peak(a)).slice(0, 5);
-  if (gold >= 0 && !codes.includes(gold)) codes.push(gold);
-  const x = (i) => 30 + ((WIDTH - 40) * i) / Math.max(found.passes.length - 1, 1);
-  const y = (p) => HEIGHT - 20 - (HEIGHT - 30) * p;
-  return html`<figure class="trajectory"><svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="probabilities over the epochs">
-    ${[0, 0.5, 1].map((p) => html`<line x1="30" x2=${WIDTH - 10} y1=${y(p)} y2=${y(p)} class="grid" /><text x="26" y=${y(p) + 3} text-anchor="end">${p}</text>`)}
-    ${found.passes.map((index, i) => html`<text x=${x(i)} y=${HEIGHT - 6} text-anchor="middle">${index}</text>`)}
-    ${codes.map((code) => html`<polyline fill="none" stroke=${hue(code)} class=${code === gold ? "gold" : ""}
-      points=${found.probs.map((probs, i) => (probs[code] === null ? "" : `${x(i)},${y(probs[code])}`)).join(" ")} />`)}
-    ${codes.map((code) => found.probs.map((probs, i) => probs[code] !== null && html`<circle cx=${x(i)} cy=${y(probs[code])} r="2.5" fill=${hue(code)} />`))}
-    </svg><figcaption>${codes.map((code) => html`<span class=${code === gold ? "gold" : ""}><i style=${{ background: hue(code) }} />${names[code] ?? code}</span>`)}</figcaption></figure>`;
+function labelOf({ label }, names) {
+  if (Array.isArray(label)) return label.join(" ");
+  return names[label] ?? (label < 0 ? "none" : label);
+}
+
+/** The texts as they are, and the way to others. */
+function Texts({ found, read, state, store, setTyping }) {
+  const texts = state.text.length ? state.text.map((text, i) => [state.text.length > 1 ? `text ${i + 1}` : "the text that was typed", text]) : Object.entries(found?.text ?? {});
+  return html`${texts.map(([name, text]) => html`<p class="whole-text"><small>${name}</small> ${text}</p>`)}
+    <p class="edit">${read?.length > 0 && html`<button type="button" onClick=${() => setTyping(read)}>edit the text</button>`}
+      ${state.text.length > 0 && html`<button type="button" onClick=${() => store.set({ text: [], token: null })}>${state.example === null ? "close" : "back to the example"}</button>`}</p>`;
+}
+
+function Editor({ typing, setTyping, state, store }) {
+  const field = useRef(null);
+  useEffect(() => field.current.focus(), []);
+  const submit = () => {
+    store.set({ text: typing, token: null });
+    setTyping(null);
+  };
+  const onKey = (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit();
+    if (event.key === "Escape") setTyping(null);
+    event.stopPropagation();
+  };
+  return html`<div class="editor" onKeyDown=${onKey}>${typing.map((text, i) => html`<textarea rows="3" ref=${i ? undefined : field} aria-label=${typing.length > 1 ? `text ${i + 1}` : "text"} value=${text} onInput=${(event) => setTyping(typing.map((old, k) => (k === i ? event.target.value : old)))} />`)}
+    <p><button type="button" disabled=${!typing[0].trim()} onClick=${submit} title="Ctrl+Enter">predict</button> <button type="button" onClick=${() => setTyping(null)}>cancel</button>${state.example !== null && html` <span class="note">ticks in the bars: what was predicted before</span>`}</p></div>`;
 }

@@ -4,6 +4,7 @@ import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.j
 import * as api from "./api.js";
 import { Filters } from "./controls.js";
 import { Data } from "./data.js";
+import { Heads } from "./heads.js";
 import { Instance } from "./instance.js";
 import { Layers } from "./layers.js";
 import { available, beside, showing, shownBy } from "./maps.js";
@@ -16,7 +17,7 @@ import { Table } from "./table.js";
 const KEYS = [
   ["?", "this help"], ["/", "search in the texts"], ["m, l, b", "move, lasso, box"], ["+, −, 0, arrows", "zoom and move the plot that has the focus"],
   ["a", "select what is on the screen of the plot"], ["[ ]", "the epoch before, the next"], ["c", "compare: a second plot"], ["1, 2, 3", "table, suspected label errors, layers"],
-  ["↑ ↓", "next example, in the table"], ["k, s", "keep a suspected label, take the suggestion"], ["Escape", "nothing selected"], ["Ctrl+z", "undo a filter, a search, a selection"], ["t", "light, dark"],
+  ["↑ ↓", "next example, in the table"], ["k, s", "keep a suspected label, take the suggestion"], ["x, Enter", "prune, choose the head that has the focus; arrows move"], ["r", "restore all heads"], ["Escape", "nothing selected"], ["Ctrl+z", "undo a filter, a search, a selection"], ["t", "light, dark"],
 ];
 const PANELS = { table: "Data Table", suspects: "Suspected label errors", layers: "Layers and epochs" };
 const THEMES = { auto: "dark", dark: "light", light: "auto" };
@@ -81,13 +82,14 @@ function App() {
       }) });
     };
     const onKey = (event) => {
-      if ((event.ctrlKey || event.metaKey) && event.key === "z" && event.target.tagName !== "INPUT") store.undo();
+      if ((event.ctrlKey || event.metaKey) && event.key === "z" && !["INPUT", "TEXTAREA"].includes(event.target.tagName)) store.undo();
       if (event.ctrlKey || event.metaKey || event.altKey || ["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName)) return;
       const actions = {
         "?": () => setHelp((old) => !old), "/": () => field.current.focus(), m: () => setTool("pan"), l: () => setTool("lasso"), b: () => setTool("box"),
         c: () => store.set({ plots: store.state.plots.length === 1 ? [...store.state.plots, { ...store.state.plots[0] }] : store.state.plots.slice(0, 1) }),
         Escape: () => (setHelp(false), store.set({ selected: [], example: null })),
         ...Object.fromEntries(Object.keys(PANELS).map((panel, i) => [String(i + 1), () => store.set({ panel })])),
+        r: () => store.set({ pruned: [] }),
         "[": () => step(-1), "]": () => step(1),
         t: () => store.set({ theme: THEMES[store.state.theme] }),
       };
@@ -121,7 +123,8 @@ function App() {
     <${Filters} data=${data} state=${state} store=${store} passed=${passed} />
     <div class=${`plots n${state.plots.length}`}>${state.plots.map((plot, number) => html`<${Projection} key=${`${data.split}/${number}`} data=${data} split=${split} plot=${plot} passed=${passed}
       state=${state} store=${store} number=${number} tool=${tool} setTool=${setTool} />`)}</div>
-    <${Instance} data=${data} run=${run} state=${state} version=${version} />
+    <div class="model"><${Heads} data=${data} run=${run} split=${split} passed=${passed} state=${state} store=${store} version=${version} />
+      <${Instance} data=${data} run=${run} split=${split} state=${state} store=${store} version=${version} /></div>
     ${panel()}
     ${help && html`<div class="help" role="dialog" aria-label="Keyboard help"><h2>Keys</h2><dl>${KEYS.map(([key, what]) => html`<div><dt><kbd>${key}</kbd></dt><dd>${what}</dd></div>`)}</dl>
       <button type="button" onClick=${() => setHelp(false)}>close</button></div>`}

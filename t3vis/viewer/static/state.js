@@ -4,8 +4,12 @@
 /** @typedef {{id: string, low?: number, high?: number, codes?: number[]}} Filter */
 /** @typedef {{split: string, plots: Plot[], filters: Filter[], search: string, sort: {id: string, down: boolean} | null,
  *   shown: string[], example: number | null, selected: number[], panel: string, figure: string,
- *   decided: [number, number][], theme: string, size: number}} State
- * panel: what is below the plots: table, suspects or layers; decided: an example and the label it is to have */
+ *   decided: [number, number][], theme: string, size: number, heads: "importance" | "pattern", headsOf: "all" | "example",
+ *   headsPer: "model" | "layer", measure: string, epoch: number | null, against: number | null, pruned: [number, number][],
+ *   head: [number, number] | null, token: number | null, choice: number | null, method: string, text: string[]}} State
+ * panel: what is below the plots: table, suspects or layers; decided: an example and the label it is to have;
+ * epoch, against: whose model is asked, and compared; text: what was typed in place of the example's; token, choice: what
+ * of it is explained, by the attention of the head or by the method */
 
 /** @type {State} */
 export const FIRST = {
@@ -22,10 +26,22 @@ export const FIRST = {
   decided: [],
   theme: "auto",
   size: 0,
+  heads: "importance",
+  headsOf: "all",
+  headsPer: "model",
+  measure: "",
+  epoch: null,
+  against: null,
+  pruned: [],
+  head: null,
+  token: null,
+  choice: null,
+  method: "cp_lrp",
+  text: [],
 };
 
 const MOST_IN_ADDRESS = 5_000; // selected ids; more are not put into a link
-const UNDOABLE = ["filters", "search", "selected", "decided"];
+const UNDOABLE = ["filters", "search", "selected", "decided", "pruned"];
 
 /** The state that an address holds. @returns {State} */
 export function fromAddress(address) {
@@ -78,7 +94,8 @@ export class Store {
       this.past.push(this.state);
       if (this.past.length > 100) this.past.shift();
     }
-    this.state = { ...this.state, ...change };
+    const other = "example" in change && change.example !== this.state.example;
+    this.state = { ...this.state, ...(other ? { token: null, text: [] } : {}), ...change };
     this.tell();
   }
 
