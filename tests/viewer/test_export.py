@@ -48,7 +48,7 @@ def shows_the_run(page: Page, recorded_run: Path) -> None:
     page.get_by_label("search texts").fill(word)
     n_found = sum(any(word.lower() in column[i].lower() for column in train.text.values()) for i in range(len(train)))
     expect(page.locator(".count")).to_contain_text(f"{n_found} of {len(train)}")
-    page.get_by_role("tab", name="Layers and epochs").click()
+    page.get_by_role("tab", name="Layers").click()
     expect(page.locator("td.best").first).to_be_visible()
 
 

@@ -61,7 +61,7 @@ def cells(page: Page, column: int, n: int) -> list[str]:
 def test_t1_how_good_each_layer_is_before_training(page, probed: Probed):
     opened(page, probed.served)
     choose(page, "split", "probe")
-    page.get_by_role("tab", name="Layers and epochs").click()
+    page.get_by_role("tab", name="Layers").click()
     choose(page, "figure", "knn_accuracy")
     before = page.locator("tr").filter(has=page.get_by_role("rowheader", name="0", exact=True))
     best = before.locator("td.best")
@@ -128,7 +128,7 @@ def test_t6_how_the_model_changes_over_training(page, probed: Probed):
     header.click()
     expect(page.get_by_role("gridcell").first).to_have_text(str(np.argmax(drift.displacement)))
 
-    page.get_by_role("tab", name="Layers and epochs").click()
+    page.get_by_role("tab", name="Layers").click()
     choose(page, "figure", "cka")
     expect(page.locator("td").first).to_be_visible()
     told = [float(text) for text in page.locator("td").all_inner_texts()]
@@ -137,7 +137,7 @@ def test_t6_how_the_model_changes_over_training(page, probed: Probed):
 
 def test_t8_which_examples_are_mislabelled(page, probed: Probed):
     opened(page, probed.served)
-    page.get_by_role("tab", name="Suspected label errors").click()
+    page.get_by_role("tab", name="Label errors").click()
     suspects, train = analyzed_suspects(probed.run, probed.run.train), probed.run.train
     ranking = suspects.ranking()
     queue = page.locator(".suspects")

@@ -19,7 +19,7 @@ const KEYS = [
   ["a", "select what is on the screen of the plot"], ["[ ]", "the epoch before, the next"], ["c", "compare: a second plot"], ["1, 2, 3", "table, suspected label errors, layers"],
   ["↑ ↓", "next example, in the table"], ["k, s", "keep a suspected label, take the suggestion"], ["x, Enter", "prune, choose the head that has the focus; arrows move"], ["r", "restore all heads"], ["Escape", "nothing selected"], ["Ctrl+z", "undo a filter, a search, a selection"], ["t", "light, dark"],
 ];
-const PANELS = { table: "Data Table", suspects: "Suspected label errors", layers: "Layers and epochs" };
+const PANELS = { table: "Data Table", suspects: "Label errors", layers: "Layers" };
 const THEMES = { auto: "dark", dark: "light", light: "auto" };
 
 const store = new Store(fromAddress(location.hash));
