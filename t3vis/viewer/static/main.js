@@ -115,7 +115,7 @@ function App() {
     <header class="top"><h1>${run.name}</h1>
       <label class="choice"><span>split</span><select aria-label="split" value=${split.name} onChange=${(event) => store.set({ split: event.target.value, filters: [], selected: [], example: null })}>
         ${run.splits.map((one) => html`<option value=${one.name} selected=${one.name === split.name}>${one.name}</option>`)}</select></label>
-      <span class="facts">${run.model ?? ""} · ${split.mode} mode · ${split.passes.length} passes${split.passes.some((one) => !one.sealed) ? " · recording" : ""}${run.n_missing_rows ? ` · ${run.n_missing_rows.toLocaleString("en")} rows missing` : ""}</span>
+      <span class="facts">${run.model ?? ""} · ${split.mode} mode · ${split.passes.length} ${split.passes.length === 1 ? "pass" : "passes"}${split.passes.some((one) => !one.sealed) ? " · recording" : ""}${run.n_missing_rows ? ` · ${run.n_missing_rows.toLocaleString("en")} rows missing` : ""}</span>
       <input type="search" ref=${field} placeholder="search texts (/)" aria-label="search texts" value=${state.search} onInput=${(event) => searchSoon(event.target.value)} />
       <button type="button" disabled=${!store.past.length} onClick=${() => store.undo()} title="Undo (Ctrl+z)">undo</button>
       <button type="button" onClick=${() => store.set({ theme: THEMES[state.theme] })} title="Light, dark or as the system (t)">${state.theme}</button>
