@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from t3vis.commands.arguments import Commands, add_command
@@ -24,10 +27,23 @@ def add(commands: Commands) -> None:
         command.add_argument("--trust-remote-code", action="store_true", help="run code that lies beside its weights")
         command.add_argument("--port", type=int, default=0, help="port on this machine (any that is free)")
     view.add_argument("--no-browser", action="store_true", help="only say where the page is")
+    view.add_argument(
+        "--export",
+        type=Path,
+        metavar="PATH",
+        help="write the viewer to a folder for a static host, or to one file NAME.html, instead of serving it",
+    )
 
 
 def _view(options: argparse.Namespace) -> None:
-    _serving(options, page=True, browser=not options.no_browser)
+    if options.export is None:
+        _serving(options, page=True, browser=not options.no_browser)
+        return
+    run = open_run(options.run)
+    with _needing_viewer():
+        from t3vis.viewer.export import export_viewer
+    export_viewer(run, options.export, say=lambda line: print(line, file=sys.stderr))
+    print(options.export)
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -36,10 +52,8 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _serving(options: argparse.Namespace, *, page: bool, browser: bool) -> None:
     run = open_run(options.run)
-    try:
+    with _needing_viewer():
         from t3vis.viewer.serve import serve
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"{error.name} is not installed; pip install 't3vis[viewer]'.") from error
     serve(
         run,
         port=options.port,
@@ -49,3 +63,11 @@ def _serving(options: argparse.Namespace, *, page: bool, browser: bool) -> None:
         trust_remote_code=options.trust_remote_code,
         say=lambda line: print(line, flush=True),
     )
+
+
+@contextmanager
+def _needing_viewer() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{error.name} is not installed; pip install 't3vis[viewer]'.") from error

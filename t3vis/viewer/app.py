@@ -38,8 +38,8 @@ from t3vis.viewer.worker import ClosedError, Worker
 
 STATIC = Path(__file__).parent / "static"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-COLUMN_SECONDS = 20.0
-"""A request for a column waits that long for it to be computed."""
+COLUMN_SECONDS = 1.0
+"""A request for a column waits that long for it to be computed; less than a server that is stopped waits for it."""
 IMMUTABLE = "private, max-age=31536000, immutable"
 
 

@@ -2,13 +2,11 @@
 
 import csv
 import io
-import json
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from t3vis.analysis.data_map import regions
 from t3vis.analyze import (
@@ -19,49 +17,16 @@ from t3vis.analyze import (
     analyzed_suspects,
 )
 from tests.viewer.browser import opened
+from tests.viewer.clicks import add_column, choose, saved, shown_map, sorted_down
 from tests.viewer.probed import Probed, probed
 
 __all__ = ["probed"]  # a fixture
 
 
-def state_of(page: Page) -> dict:
-    """The state that the address holds."""
-    return json.loads(parse_qs(urlsplit(page.url).fragment)["s"][0])
-
-
-def saved(page: Page, view: str, kind: str) -> str:
-    """What the user gets who saves a view."""
-    page.get_by_role("button", name=f"save {view}", exact=True).click()
-    with page.expect_download() as download:
-        page.get_by_role("menuitem", name=kind).click()
-    return Path(download.value.path()).read_text()
-
-
-def choose(page: Page, label: str, value: str) -> None:
-    page.get_by_label(label, exact=True).select_option(value)
-
-
-def shown_map(page: Page, x: str, plot: int = 0) -> None:
-    """Wait until a plot shows these places."""
-    expect(page.locator(f'.plot[data-plot="{plot}"]')).to_have_attribute("data-x", x)
-
-
-def add_column(page: Page, title: str) -> None:
-    page.get_by_role("button", name="columns", exact=True).click()
-    page.get_by_label(title, exact=True).check()
-    page.keyboard.press("Escape")
-
-
-def cells(page: Page, column: int, n: int) -> list[str]:
-    """Texts of one column in the first rows of the table."""
-    rows = page.get_by_role("row").filter(has=page.get_by_role("gridcell"))
-    return [rows.nth(row).get_by_role("gridcell").nth(column).inner_text() for row in range(n)]
-
-
 def test_t1_how_good_each_layer_is_before_training(page, probed: Probed):
     opened(page, probed.served)
     choose(page, "split", "probe")
-    page.get_by_role("tab", name="Layers and epochs").click()
+    page.get_by_role("tab", name="Layers").click()
     choose(page, "figure", "knn_accuracy")
     before = page.locator("tr").filter(has=page.get_by_role("rowheader", name="0", exact=True))
     best = before.locator("td.best")
@@ -87,10 +52,7 @@ def test_t2_outliers_before_and_after_training(page, probed: Probed):
     for index in (0, last):
         title = f"outlier score (epoch {probe.passes[index].epoch:g})"
         add_column(page, title)
-        header = page.get_by_role("columnheader", name=title)
-        header.click()
-        header.click()
-        expect(header).to_have_attribute("aria-sort", "descending", timeout=60_000)
+        sorted_down(page, title)
         outliers = analyzed_pass_outliers(probed.run, probe, index)
         highest = outliers.ranking()[0]
         expect(page.get_by_role("gridcell").first).to_have_text(str(highest))
@@ -123,12 +85,10 @@ def test_t6_how_the_model_changes_over_training(page, probed: Probed):
 
     drift = analyzed_drift(probed.run, probe)
     add_column(page, "moved")
-    header = page.get_by_role("columnheader", name="moved")
-    header.click()
-    header.click()
+    sorted_down(page, "moved")
     expect(page.get_by_role("gridcell").first).to_have_text(str(np.argmax(drift.displacement)))
 
-    page.get_by_role("tab", name="Layers and epochs").click()
+    page.get_by_role("tab", name="Layers").click()
     choose(page, "figure", "cka")
     expect(page.locator("td").first).to_be_visible()
     told = [float(text) for text in page.locator("td").all_inner_texts()]
@@ -137,7 +97,7 @@ def test_t6_how_the_model_changes_over_training(page, probed: Probed):
 
 def test_t8_which_examples_are_mislabelled(page, probed: Probed):
     opened(page, probed.served)
-    page.get_by_role("tab", name="Suspected label errors").click()
+    page.get_by_role("tab", name="Label errors").click()
     suspects, train = analyzed_suspects(probed.run, probed.run.train), probed.run.train
     ranking = suspects.ranking()
     queue = page.locator(".suspects")

@@ -1,5 +1,7 @@
 // What the server is asked. Columns are held as typed arrays by their URL, which names their content.
 
+import { answer as exported, isExported } from "./exported.js";
+
 const ROOT = "/api/v1";
 const TYPES = { u1: Uint8Array, u2: Uint16Array, f4: Float32Array };
 const MOST_HELD = 40;
@@ -7,15 +9,14 @@ const MOST_HELD = 40;
 /** @type {Map<string, Promise<any>>} */
 const held = new Map();
 
-export const isStatic = document.querySelector('meta[name="t3vis-export"]') !== null;
-
 /** @returns {Promise<any>} what the server says, or an error with its message */
 async function asked(path, options) {
+  if (isExported) return exported(path);
   for (;;) {
     const answer = await fetch(ROOT + path, options);
     if (answer.ok && answer.status !== 202) return answer;
     if (answer.status !== 202) throw new Error((await answer.json().catch(() => ({}))).error ?? answer.statusText);
-    await new Promise((go) => setTimeout(go, 1000)); // it is being computed
+    await new Promise((go) => setTimeout(go, 200)); // it is being computed
   }
 }
 
@@ -91,6 +92,7 @@ async function fetched(info) {
 
 /** Calls back whenever something new has been recorded; returns how to stop. */
 export function follow(callback) {
+  if (isExported) return () => {};
   const source = new EventSource(`${ROOT}/events`);
   source.addEventListener("state", (event) => callback(JSON.parse(event.data)));
   return () => source.close();

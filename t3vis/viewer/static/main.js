@@ -19,7 +19,7 @@ const KEYS = [
   ["a", "select what is on the screen of the plot"], ["[ ]", "the epoch before, the next"], ["c", "compare: a second plot"], ["1, 2, 3", "table, suspected label errors, layers"],
   ["↑ ↓", "next example, in the table"], ["k, s", "keep a suspected label, take the suggestion"], ["x, Enter", "prune, choose the head that has the focus; arrows move"], ["r", "restore all heads"], ["Escape", "nothing selected"], ["Ctrl+z", "undo a filter, a search, a selection"], ["t", "light, dark"],
 ];
-const PANELS = { table: "Data Table", suspects: "Suspected label errors", layers: "Layers and epochs" };
+const PANELS = { table: "Data Table", suspects: "Label errors", layers: "Layers" };
 const THEMES = { auto: "dark", dark: "light", light: "auto" };
 
 const store = new Store(fromAddress(location.hash));
@@ -115,7 +115,7 @@ function App() {
     <header class="top"><h1>${run.name}</h1>
       <label class="choice"><span>split</span><select aria-label="split" value=${split.name} onChange=${(event) => store.set({ split: event.target.value, filters: [], selected: [], example: null })}>
         ${run.splits.map((one) => html`<option value=${one.name} selected=${one.name === split.name}>${one.name}</option>`)}</select></label>
-      <span class="facts">${run.model ?? ""} · ${split.mode} mode · ${split.passes.length} passes${split.passes.some((one) => !one.sealed) ? " · recording" : ""}${run.n_missing_rows ? ` · ${run.n_missing_rows.toLocaleString("en")} rows missing` : ""}</span>
+      <span class="facts">${run.model ?? ""} · ${split.mode} mode · ${split.passes.length} ${split.passes.length === 1 ? "pass" : "passes"}${split.passes.some((one) => !one.sealed) ? " · recording" : ""}${run.n_missing_rows ? ` · ${run.n_missing_rows.toLocaleString("en")} rows missing` : ""}</span>
       <input type="search" ref=${field} placeholder="search texts (/)" aria-label="search texts" value=${state.search} onInput=${(event) => searchSoon(event.target.value)} />
       <button type="button" disabled=${!store.past.length} onClick=${() => store.undo()} title="Undo (Ctrl+z)">undo</button>
       <button type="button" onClick=${() => store.set({ theme: THEMES[state.theme] })} title="Light, dark or as the system (t)">${state.theme}</button>

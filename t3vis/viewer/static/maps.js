@@ -37,12 +37,21 @@ export function showing(plot, change, data) {
   const { layers, passes } = available(data);
   const now = { layer: layers.at(-1), pass: passes.at(-1), ...shownBy(plot), ...change };
   const isMap = !["data", "columns"].includes(now.kind);
+  if (isMap) Object.assign(now, nearest(now, data));
   const [x, y] = now.kind === "data" ? ["variability", "confidence"]
     : isMap ? ["x", "y"].map((name) => `${name}:${now.kind}:${now.layer}@${now.pass}`) : twoColumns(plot, data);
   const of = parsed(plot.color);
   const color = !of ? plot.color : isMap ? `${of.name}:${now.kind}:${now.layer}@${now.pass}` : "label";
   const stays = isMap && now.kind !== "pca" && shownBy(plot).kind === now.kind; // such maps are aligned with each other
   return { ...plot, x, y, color: data.infos.has(color) ? color : plot.color, view: stays ? plot.view : null };
+}
+
+/** The map that is there: an export has only some. */
+function nearest(wanted, data) {
+  const far = (map) => 1e6 * (map.kind !== wanted.kind) + 1e3 * Math.abs(map.layer - wanted.layer) + Math.abs(map.pass - wanted.pass);
+  const maps = [...data.infos.keys()].map(parsed).filter((map) => map?.name === "x");
+  const { kind, layer, pass } = maps.reduce((best, map) => (far(map) < far(best) ? map : best));
+  return { kind, layer, pass };
 }
 
 function twoColumns(plot, data) {

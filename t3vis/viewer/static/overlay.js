@@ -32,7 +32,7 @@ function Ticks({ made, width, height }) {
     })}
     ${ys.map((value) => {
       const [, py] = made.toPixels(cx, value);
-      return py > 10 && py < height - 34 && html`<line x1="0" x2=${width} y1=${py} y2=${py} /><text x="24" y=${py - 3}>${value}</text>`;
+      return py > 10 && py < height - 34 && html`<line x1="0" x2=${width} y1=${py} y2=${py} /><text x="28" y=${py - 3}>${value}</text>`;
     })}</g>`;
 }
 

@@ -6,7 +6,7 @@ import { download } from "./exports.js";
 
 const SHAPE = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "opacity"];
 const FONT = ["font-family", "font-size", "font-weight", "font-style", "text-anchor", "dominant-baseline"];
-const HIDDEN = "button:not(.drawn), select, input, .tools, .hover, .menu";
+const HIDDEN = "button:not(.drawn):not(.legend button), select, input, .tools, .hover, .menu";
 const RESOLUTION = 2; // pixels of a PNG for each on the screen
 
 /** A menu that saves a view as a picture, and what else is given: names, what they do, and how that is done. */

@@ -35,6 +35,7 @@ export function Projection({ data, split, plot, passed, state, store, number, to
         if (!frame.current) return;
         frame.current.dataset.drawn = String(Number(frame.current.dataset.drawn ?? 0) + 1);
         frame.current.dataset.whole = String(whole);
+        if (made.isComplete()) frame.current.dataset.painted ??= String(Math.round(performance.now()));
       },
     });
     scatter.current = made;

@@ -162,6 +162,11 @@ export class Scatter {
     this.draw();
   }
 
+  /** Whether places, colours and what passes are all there. */
+  isComplete() {
+    return Boolean(this.x && this.codes && this.counts[0] + this.counts[1]);
+  }
+
   isOnScreen(id) {
     const { cx, cy, rx, ry } = this.view;
     return Math.abs(this.x[id] - cx) <= rx && Math.abs(this.y[id] - cy) <= ry;

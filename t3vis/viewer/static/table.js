@@ -3,6 +3,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import * as api from "./api.js";
 import { shownValue } from "./data.js";
+import { isExported } from "./exported.js";
 import { copyAsPython, download, toCsv } from "./exports.js";
 import { offered } from "./maps.js";
 import { Menu } from "./menu.js";
@@ -32,10 +33,15 @@ export function Table({ data, listed, state, store, tabs }) {
     sizes.observe(body.current);
     return () => sizes.disconnect();
   }, []);
-  useEffect(() => {
+  useEffect(() => { // each as soon as it is there: some have to be computed
     let wanted = true;
-    Promise.all(state.shown.filter((id) => data.infos.has(id)).map((id) => data.column(id))).then(
-      (found) => wanted && (setColumns(found), setError("")), (problem) => wanted && setError(problem.message));
+    const names = state.shown.filter((id) => data.infos.has(id));
+    setColumns((old) => names.map((id) => old.find((column) => column.info === data.infos.get(id)) ?? { info: data.infos.get(id), values: null }));
+    for (const id of names)
+      data.column(id).then(
+        (found) => wanted && setColumns((old) => old.map((column) => (column.info.id === id ? found : column))),
+        (problem) => wanted && setError(problem.message),
+      );
     return () => (wanted = false);
   }, [data, state.shown]);
   const key = ids.join();
@@ -91,7 +97,7 @@ export function Table({ data, listed, state, store, tabs }) {
     ids: ["the ids of the selection, or of all that pass", () => told(`${what} saved`, async () => download("ids.txt", `${Array.from(chosen).join("\n")}\n`, "text/plain"))],
     Python: ["copy the ids as lines of Python", () => told(`${what} copied`, () => copyAsPython(data.split, chosen))],
   };
-  if (api.isStatic) delete exports.Parquet; // a server writes it
+  if (isExported) delete exports.Parquet; // a server writes it
   const view = useRef(null);
   return html`<section class="view table" aria-label="Data Table" ref=${view}>
     <header>${tabs}<span class="count"><b>${count.toLocaleString("en")}</b> of ${data.n.toLocaleString("en")} examples${selected.size ? html`, <b>${selected.size.toLocaleString("en")}</b> selected` : ""}</span>
@@ -108,7 +114,7 @@ export function Table({ data, listed, state, store, tabs }) {
       <div style=${{ height: `${whole}px` }}><div style=${{ transform: `translateY(${offset}px)` }} data-texts=${texts}>
         ${ids.map((id, i) => html`<div key=${id} role="row" aria-rowindex=${first + i + 2} data-id=${id} aria-selected=${selected.has(id)}
           class=${`row ${state.example === id ? "chosen" : ""}`} onClick=${(event) => select(event, id)}>
-          <span role="gridcell" class="id">${id}</span>${columns.map((column) => html`<span role="gridcell">${shownValue(column, id)}</span>`)}
+          <span role="gridcell" class="id">${id}</span>${columns.map((column) => html`<span role="gridcell">${column.values ? shownValue(column, id) : "…"}</span>`)}
           <span role="gridcell" class="text">${data.texts.get(id) ?? ""}</span></div>`)}
       </div></div>${listed && count === 0 ? html`<p class="waiting">No example passes the filters.</p>` : ""}</div></section>`;
 }
