@@ -3,6 +3,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import * as api from "./api.js";
 import { shownNumber, shownValue } from "./data.js";
+import { isExported } from "./exported.js";
 import { chosenEpoch, subject } from "./model.js";
 import { Pictures } from "./pictures.js";
 import { METHODS, Reading } from "./reading.js";
@@ -43,7 +44,7 @@ export function Instance({ data, run, split, state, store, version }) {
       ${typing !== null ? html`<${Editor} typing=${typing} setTyping=${setTyping} state=${state} store=${store} />` : html`<${Texts} found=${found} read=${at.hasModel ? texts : null} state=${state} store=${store} setTyping=${setTyping} />`}
       ${about && at.hasModel && html`<div class=${`readings n${against?.hasModel ? 2 : 1}`}>${against?.hasModel && html`<h3>${at.name}</h3><h3>${against.name}</h3>`}${read("one", at)}${against?.hasModel && read("other", against)}</div>`}
       ${about && !at.hasModel && found?.tokens && html`<p class="tokens" role="group" aria-label="tokens">${found.tokens.map((token) => html`<span class="token">${token}</span> `)}</p>`}
-      ${about && !at.hasModel && html`<p class="note">${api.isStatic ? "Predictions and saliency need the model, which this copy of the page does not have." : "No model of this epoch is at hand, so nothing can be predicted or explained: train with save_strategy=\"epoch\", choose another epoch, or open the run with --model."}</p>`}
+      ${about && !at.hasModel && html`<p class="note">${isExported ? "Predictions and saliency need the model, which this copy of the page does not have." : "No model of this epoch is at hand, so nothing can be predicted or explained: train with save_strategy=\"epoch\", choose another epoch, or open the run with --model."}</p>`}
       ${found?.probs && html`<${Trajectory} found=${found} names=${names} epoch=${at.recorded} onChoose=${(epoch) => store.set({ epoch })} />`}
       ${found?.loss && !found.probs && html`<p class="losses">loss: ${found.loss.map((value) => html`<span>${value === null ? "–" : shownNumber(value)}</span>`)}</p>`}
       ${found && html`<dl>${facts.filter(([, value]) => value !== "").map(([title, value, meaning]) => html`<div title=${meaning}><dt>${title}</dt><dd>${value}</dd></div>`)}</dl>`}

@@ -2,6 +2,7 @@
 
 import { useEffect, useState } from "./vendor/htm-preact.js";
 import * as api from "./api.js";
+import { isExported } from "./exported.js";
 
 const CLIENT = Math.random().toString(36).slice(2); // of this page
 const MOST_HELD = 24;
@@ -56,12 +57,12 @@ function useAnswer(question, ask, version = "") {
  */
 export function chosenEpoch(run, split, epoch) {
   const { passes } = split;
-  const saved = api.isStatic ? [] : passes.filter((pass) => pass.has_checkpoint);
+  const saved = isExported ? [] : passes.filter((pass) => pass.has_checkpoint);
   const last = passes.at(-1)?.index ?? null;
-  const own = api.isStatic ? null : run.probing.model;
+  const own = isExported ? null : run.probing.model;
   const choices = [
     ...(own ? [{ value: "", name: own }] : []),
-    ...passes.map((pass) => ({ value: String(pass.index), name: `epoch ${shown(pass.epoch)}${pass.has_checkpoint && !api.isStatic ? "" : ", recorded only"}` })),
+    ...passes.map((pass) => ({ value: String(pass.index), name: `epoch ${shown(pass.epoch)}${pass.has_checkpoint && !isExported ? "" : ", recorded only"}` })),
   ];
   const pass = passes.find((one) => one.index === epoch) ?? (own ? null : (saved.at(-1) ?? passes.at(-1)));
   if (!pass) return { index: null, recorded: last, hasModel: own !== null, name: own ?? "", choices };
