@@ -5,7 +5,7 @@ import { isIn, nameOf, togglePruned } from "./model.js";
 import { amount, css, inkOn, picture, signed } from "./tints.js";
 
 const [LEFT, TOP, GAP] = [30, 16, 3];
-const [SMALLEST, READABLE, LARGEST] = [18, 29, 84]; // pixels of a cell; more layers than fit at a readable size are scrolled to
+const [SMALLEST, READABLE, LARGEST] = [18, 29, 62]; // pixels of a cell; more layers than fit at a readable size are scrolled to
 const BELOW = 46; // room for what the colours mean
 const CARD = 250;
 
@@ -64,7 +64,7 @@ function Cell({ cell, image, at, x, y, size, color, tabindex, pruned, chosen, fo
     event.stopPropagation();
     togglePruned(store, at);
   };
-  const labelled = size >= 34 && cell.text;
+  const labelled = size >= 34 && cell.text && !pruned;
   const fits = String(cell.text).slice(0, Math.floor(size / 5.4));
   return html`<g class=${`head ${pruned ? "pruned" : ""} ${chosen ? "chosen" : ""}`} data-head=${name} data-value=${cell.value} role="gridcell" aria-label=${said} aria-selected=${chosen} tabindex=${tabindex}
     onFocus=${() => setFocus(at)} onBlur=${() => setFocus(null)} onPointerEnter=${() => setFocus(at)} onClick=${() => store.set({ head: at })}>
