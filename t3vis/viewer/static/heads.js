@@ -9,6 +9,7 @@ import { Pruning } from "./pruning.js";
 import { amount, css, signed, usePalette } from "./tints.js";
 
 const MOST_RECORDED = 500; // examples whose recorded gradients the server takes the mean of
+const ASKED = "asked"; // the score that the model is asked for
 const N_ASKED = 256; // examples from which importance is computed, where none was recorded
 
 /** @param {{data: any, run: any, split: any, passed: any, state: any, store: any, version: string}} props */
@@ -61,27 +62,26 @@ function Key({ shown, palette, per }) {
 }
 
 /** Importance of each head: recorded in training, kept in the run, or asked of the model. */
-function useImportance({ data, passed, at, state, version }) {
-  const [computing, setComputing] = useState("");
+function useImportance({ data, passed, at, state, store, version }) {
   const one = state.headsOf === "example";
   const ids = one ? (state.example === null ? [] : [state.example]) : state.selected.length <= MOST_RECORDED ? state.selected : [];
   const wanted = at.recorded !== null && !(one && (state.example === null || state.text.length));
   const known = useHeads(data.split, wanted ? { epoch: at.recorded, kind: "importance", ids } : null, version);
   const measures = known.found?.measures ?? [];
-  const asks = wanted && known.found !== null && measures.length === 0 && at.hasModel;
+  const asks = wanted && at.hasModel && (state.measure === ASKED || (one && known.found !== null && measures.length === 0));
   const sample = one ? ids : sampled(state.selected.length ? state.selected : passed?.shown, N_ASKED);
-  const question = asks && sample.length && (one || computing === `${data.split}@${at.index}`) ? { kind: "importance", split: data.split, epoch: at.index, ids: sample } : null;
+  const question = asks && sample.length ? { kind: "importance", split: data.split, epoch: at.index, ids: sample } : null;
   const asked = useProbe("importance", question);
   if (one && state.text.length) return { empty: "A text of your own has no label, without which importance cannot be told; show its attention instead." };
   if (one && state.example === null) return { empty: "Choose an example: click a point or a row." };
   if (known.error || asked.error) return { error: known.error || asked.error };
   if (!known.found) return { busy: "Reading the heads…" };
   if (asked.busy) return { busy: one ? "Asking the model…" : `Asking the model about ${sample.length} examples…` };
-  const computed = asked.found && { ...asked.found, name: "asked", title: "importance", mode: "eval", n_examples: asked.found.n, meaning: "mean size of the gradient of a gate on the head, asked of the model" };
-  const all = computed ? [computed] : measures;
+  const computed = asked.found && { ...asked.found, name: ASKED, title: "importance", mode: "eval", n_examples: asked.found.n, meaning: "mean size of the gradient of a gate on the head, asked of the model" };
+  const all = computed ? [...measures, computed] : measures;
   if (!all.length) {
     if (!at.hasModel) return { empty: "No gradients of heads were recorded (RecorderCallback(heads=True)), and no model of this epoch is at hand (save_strategy=\"epoch\", or --model)." };
-    return { empty: "Importance was not recorded.", act: () => setComputing(`${data.split}@${at.index}`), actName: `Compute it from ${Math.min(sample.length, N_ASKED)} examples` };
+    return { empty: "Importance was not recorded.", act: () => store.set({ measure: ASKED }), actName: `Compute it from ${Math.min(sample.length, N_ASKED)} examples` };
   }
   const measure = all.find((each) => each.name === state.measure) ?? all[0];
   const isSigned = measure.value.flat().some((value) => value < 0);
@@ -95,8 +95,9 @@ function useImportance({ data, passed, at, state, version }) {
       lines: [[measure.title, shownNumber(value)], ...(measure.low && measure.n_examples > 1 ? [["95 %", `${shownNumber(measure.low[layer][head])} to ${shownNumber(measure.high[layer][head])}`]] : []), ["rank", `${rankOf(measure.value, value)} of ${measure.value.flat().length}`]],
     })),
     attention: known.found.attention.length ? known.found.attention : (computed?.attention ?? []),
-    isSigned, most: Math.max(...most), measures: all, measure: measure.name,
-    caption: `${measure.title}, ${over}, ${measure.mode} mode${isSigned && one ? "; above 0 the head raises the loss" : ""}`,
+    isSigned, most: Math.max(...most), measure: measure.name,
+    measures: computed || !at.hasModel ? all : [...all, { name: ASKED, title: "importance asked of the model", meaning: "the same in eval mode, from the gradients of the model of this epoch" }],
+    caption: `${measure.title}${at.index === null && measure !== computed ? ` in epoch ${known.found.epoch}` : ""}, ${over}, ${measure.mode} mode${isSigned && one ? "; above 0 the head raises the loss" : ""}`,
     title: measure.meaning,
   };
 }

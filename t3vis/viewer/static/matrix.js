@@ -87,14 +87,20 @@ function Card({ cell, image, head, shown, palette, pruned, canPrune, frame, left
   place.top = `${Math.max(8, Math.min(frame.current.getBoundingClientRect().top + top, innerHeight - height - 8))}px`;
   const kind = shown.attention[head[0]];
   return html`<div class="hover head-card" style=${place}><b>layer ${head[0]}, head ${head[1]}</b>${kind && kind !== "self" ? html` <span class="note">${kind}</span>` : ""}${pruned ? html` <span class="note">pruned</span>` : ""}
-    ${image && html`<${Enlarged} cell=${cell} image=${image} />`}
+    ${image && html`<${Enlarged} cell=${cell} palette=${palette} />`}
     <dl>${cell.lines.map(([title, value]) => html`<div><dt>${title}</dt><dd>${value}</dd></div>`)}</dl>
     ${canPrune && html`<p class="note">Enter chooses, x ${pruned ? "restores" : "prunes"}</p>`}</div>`;
 }
 
 const MOST_NAMED = 26; // tokens beside an enlarged picture
 
-function Enlarged({ cell, image }) {
+/** In colours of its own: from nothing to its own greatest weight. */
+function Enlarged({ cell, palette }) {
+  const { values, n_rows, n_columns } = cell.picture;
+  const image = useMemo(() => {
+    const most = Math.max(...values) || 1;
+    return picture(palette, values.map((value) => value / most), n_rows, n_columns);
+  }, [values, palette]);
   const tokens = cell.tokens && cell.tokens.length <= MOST_NAMED ? cell.tokens : null;
   const [side, step] = tokens ? [CARD - 62, (CARD - 62) / tokens.length] : [CARD, 0];
   const margin = tokens ? 62 : 0;

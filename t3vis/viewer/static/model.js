@@ -14,10 +14,11 @@ const answered = new Map();
  * Ask the model whenever the question changes; an older question that waits is dropped.
  * @param {string} asker - of several that ask the same kind of question at once, which
  * @param {any} question - as the server's `/probe` takes it; null asks nothing
- * @returns {{found: any, error: string, busy: boolean}} found: the last answer, `null` before the first
+ * @param {any} about - until the answer is there, that to the last question about the same is shown; by default none
+ * @returns {{found: any, error: string, busy: boolean}}
  */
-export function useProbe(asker, question) {
-  return useAnswer(question, (signal) => api.probe({ ...question, client: `${CLIENT}/${asker}` }, signal));
+export function useProbe(asker, question, about = null) {
+  return useAnswer(question, (signal) => api.probe({ ...question, client: `${CLIENT}/${asker}` }, signal), "", about && JSON.stringify(about));
 }
 
 /** What is known of the heads without a model, asked whenever the question changes, or what has been recorded. */
@@ -25,13 +26,13 @@ export function useHeads(split, question, version) {
   return useAnswer(question && { split, ...question }, () => api.heads(split, question), version);
 }
 
-function useAnswer(question, ask, version = "") {
+function useAnswer(question, ask, version = "", about = null) {
   const key = question && JSON.stringify([question, version]);
-  const [state, setState] = useState({ key: null, found: null, error: "" });
+  const [state, setState] = useState({ key: null, found: null, error: "", about: null });
   useEffect(() => {
     if (key === null) return undefined;
     if (answered.has(key)) {
-      setState({ key, found: answered.get(key), error: "" });
+      setState({ key, found: answered.get(key), error: "", about });
       return undefined;
     }
     const abort = new AbortController();
@@ -39,15 +40,15 @@ function useAnswer(question, ask, version = "") {
       (found) => {
         answered.set(key, found);
         if (answered.size > MOST_HELD) answered.delete(answered.keys().next().value);
-        if (!abort.signal.aborted) setState({ key, found, error: "" });
+        if (!abort.signal.aborted) setState({ key, found, error: "", about });
       },
-      (problem) => abort.signal.aborted || setState({ key, found: null, error: problem.message }),
+      (problem) => abort.signal.aborted || setState({ key, found: null, error: problem.message, about }),
     );
     return () => abort.abort();
   }, [key]);
   if (key === null) return { found: null, error: "", busy: false };
-  const busy = state.key !== key;
-  return { found: busy ? null : state.found, error: busy ? "" : state.error, busy };
+  if (state.key === key) return { found: state.found, error: state.error, busy: false };
+  return { found: about !== null && state.about === about ? state.found : null, error: "", busy: true };
 }
 
 /**

@@ -1,6 +1,6 @@
 // How one model reads the example: what it predicts, and on which tokens that rests.
 
-import { html, useEffect } from "./vendor/htm-preact.js";
+import { html, useEffect, useState } from "./vendor/htm-preact.js";
 import { shownNumber } from "./data.js";
 import { nameOf, useProbe } from "./model.js";
 import { amount, css, inkOn, signed } from "./tints.js";
@@ -19,14 +19,18 @@ const MOST_BARS = 8;
 export function Reading({ asker, about, at, state, store, palette, gold, original, onRead }) {
   const question = { ...about, epoch: at.index, pruned: state.pruned };
   const { token, choice } = state;
-  const said = useProbe(`${asker}/predict`, { kind: "predict", ...question, ...(token === null ? {} : { position: token }) });
+  const [places, setPlaces] = useState(false); // whether the model answers at every token
+  const said = useProbe(`${asker}/predict`, { kind: "predict", ...question, ...(places && token !== null ? { position: token } : {}) }, [about, at.index]);
   const first = useProbe(`${asker}/original`, original && { kind: "predict", ...original, epoch: at.index, pruned: [] });
   const [layer, head] = state.head ?? [0, 0];
   const row = useProbe(`${asker}/row`, token === null ? null : { kind: "attention", ...question, layer, head });
   const why = useProbe(`${asker}/why`, choice === null ? null : { kind: "saliency", ...question, method: state.method, class: choice, ...(said.found?.position == null ? {} : { position: said.found.position }) });
   const error = said.error || row.error || why.error;
   const { found } = said;
-  useEffect(() => onRead(found?.texts ?? null), [found]);
+  useEffect(() => {
+    onRead(found?.texts ?? null);
+    if (found) setPlaces(found.position !== null);
+  }, [found]);
   const coloring = token !== null ? ofAttention(row.found, token, [layer, head], found, palette) : ofSaliency(why.found, palette);
   return html`<div class="reading" aria-label=${`as ${at.name} reads it`} role="group">
     ${error && html`<p class="error" role="alert">${error}</p>`}
