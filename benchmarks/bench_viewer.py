@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Response, sync_playwright
 from viewer_store import CLASSES, write_run
 
 from t3vis import open_run
@@ -91,10 +92,11 @@ def main() -> None:
         if not path.exists():
             write_run(path, n_examples)
         run = open_run(path)
+        n_examples = run.train.n_examples
         analyzed_data_map(run, run.train)
         analyzed_difficulty(run, run.train)
         found = measured(run, n_rounds)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {run.train.n_examples:,} examples, median of {n_rounds}")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {n_examples:,} examples, median of {n_rounds}")
     figures = {
         name: {"value": found[name], "target": target, "ok": found[name] <= target} for name, target in TARGETS.items()
     }
@@ -120,12 +122,13 @@ def one_round(browser: Browser, address: str, run: Run) -> dict[str, float]:
     """What a user does, timed within the page."""
     context = browser.new_context(viewport={"width": 1400, "height": 900})
     page = context.new_page()
-    sizes: dict[str, int] = {}
-    page.on("response", lambda answer: sizes.update({answer.url.partition("?")[0]: size_of(answer)}))
+    answers: list[Response] = []
+    page.on("response", answers.append)
     page.goto(address)
     page.wait_for_selector(".plot[data-painted]", timeout=120_000)
     found = {"first_paint_s": float(page.locator(".plot").get_attribute("data-painted") or "nan") / 1e3}
-    found["page_kb"] = sum(size for url, size in sizes.items() if "/api/" not in url) / 1e3
+    settle(page)
+    found["page_kb"] = sum(size_of(answer) for answer in answers if "/api/" not in answer.url) / 1e3
     settle(page)
     page.get_by_label("colour", exact=True).select_option("label")
     settle(page)
@@ -165,7 +168,7 @@ def one_round(browser: Browser, address: str, run: Run) -> dict[str, float]:
 
     header = "document.querySelectorAll('.row.head button')[{}].click()"
     n_columns = page.locator(".row.head button").count()
-    places = [n_columns - 1, n_columns - 2, 1]  # other columns, so that none is sorted already
+    places = [n_columns - 2, 1, n_columns - 1]  # such that another row comes first each time
     found["sort_ms"] = statistics.median(timed(header.format(place), "first() !== before") for place in places)
     page.locator(".row.head button").first.click()
     settle(page)
@@ -175,7 +178,7 @@ def one_round(browser: Browser, address: str, run: Run) -> dict[str, float]:
     page.wait_for_timeout(300)
     usage = context.new_cdp_session(page).send("Runtime.getHeapUsage")
     found["browser_heap_mb"] = (usage["usedSize"] + usage.get("backingStorageSize", 0)) / 1e6
-    columns = {url: size for url, size in sizes.items() if "/columns/" in url}
+    columns = {answer.url: size_of(answer) for answer in answers if "/columns/" in answer.url}
     found["columns_mb"] = sum(columns.values()) / 1e6
     found["column_mb"] = run.train.n_examples * (4 + 4 + 1) / 1e6
     assert found["column_mb"] <= found["columns_mb"] + 1e-6
@@ -198,9 +201,9 @@ def checked_filter(page: Page, run: Run) -> None:
     assert abs(told - int(np.count_nonzero(values >= low))) <= 0.0005 * len(values), (told, low)
 
 
-def size_of(answer: Any) -> int:
-    """Bytes of an answer, without its head."""
-    return 0 if answer.status in (303, 304) or "/events" in answer.url else len(answer.body())
+def size_of(answer: Response) -> int:
+    """Bytes of an answer as it was sent, without its head."""
+    return 0 if answer.status == 303 else int(answer.request.sizes()["responseBodySize"])
 
 
 @contextmanager
@@ -212,7 +215,8 @@ def served(path: Any) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         time.sleep(1)
-        yield address, process
+        shown = {"shown": ["label", "confidence", "variability"]}  # and nothing that would have to be computed
+        yield f"{address}#s={quote(json.dumps(shown))}", process
     finally:
         process.terminate()
         process.wait()

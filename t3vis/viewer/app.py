@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -27,7 +28,7 @@ from t3vis.viewer.columns import Column, ColumnCache, columns_of
 from t3vis.viewer.examples import example
 from t3vis.viewer.figures import FIGURE_KINDS, Figures
 from t3vis.viewer.heads import importance, patterns
-from t3vis.viewer.live import events
+from t3vis.viewer.live import events, state
 from t3vis.viewer.openapi import document
 from t3vis.viewer.probes import METHODS, Prober, probe_of
 from t3vis.viewer.security import Guard
@@ -78,7 +79,7 @@ def make_app(
     server = _Server(run, selection, model, trust_remote_code=trust_remote_code)
     routes = [Mount("/api/v1", routes=server.routes())]
     if page:
-        routes.append(Mount("/", StaticFiles(directory=STATIC, html=True)))
+        routes.append(Mount("/", GZipMiddleware(StaticFiles(directory=STATIC, html=True))))
     guard = Middleware(Guard, token=token, hosts=tuple(hosts), ancestors=tuple(ancestors))
     handlers = {HTTPException: _http_error, T3VisError: _our_error, IndexError: _our_error}
     return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=server.lifespan)
@@ -251,6 +252,7 @@ def described(run: Run, model: Path | None = None) -> dict[str, Any]:
         "created": attributes["t3vis"]["created"],
         "model": attributes.get("model", {}).get("class"),
         "n_missing_rows": run.missing_rows,
+        "state": state(run),
         "splits": [_described_split(split) for split in splits.values()],
         "probing": {"model": None if model is None else model.name, "methods": list(METHODS)},
     }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from threading import Lock
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ BLOCK = 20_000
 """Examples that are searched at a time."""
 HELD_BYTES = 150_000_000
 """Texts up to this size together are held after the first search."""
-N_FEW = 20_000
 
 
 def rows(split: Split, ids: list[int]) -> list[dict[str, str]]:
@@ -46,6 +45,8 @@ class TextSearch:
         """
         if not wanted:
             return np.arange(self._split.n_examples, dtype=np.int32)
+        if "\0" in wanted:
+            return np.empty(0, np.int32)
         forms = {form.encode().lower() for form in (wanted, wanted.lower(), wanted.upper(), wanted.capitalize())}
         found = [block.find(form) for block in self._blocks() for form in forms]
         return np.unique(np.concatenate([np.empty(0, np.int32), *found])).astype(np.int32)
@@ -72,30 +73,15 @@ class TextSearch:
 
 
 class _Block:
-    """Texts of consecutive examples, one after the other, in small letters as far as they are ASCII."""
+    """Texts of consecutive examples with a zero between them, in small letters as far as they are ASCII."""
 
     def __init__(self, start: int, text: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
-        self.text = text.tobytes().lower()  # of bytes: no length changes
+        self.text = np.insert(text, offsets[1:-1], 0).tobytes().lower()  # of bytes: no length changes
         self._start = start
-        self._begins, self._ends = offsets[:-1], offsets[1:]
+        self._begins = offsets[:-1] + np.arange(len(offsets) - 1)
 
     def find(self, wanted: bytes) -> NDArray[np.int32]:
-        """Ids of the examples whose text contains these bytes."""
-        places = self._places(wanted)
-        numbers = np.searchsorted(self._begins, places, side="right") - 1
-        within = places + len(wanted) <= self._ends[numbers]
-        return (self._start + np.unique(numbers[within])).astype(np.int32)
-
-    def _places(self, wanted: bytes) -> NDArray[Any]:
-        if self.text.count(wanted) > N_FEW:
-            text = np.frombuffer(self.text, np.uint8)
-            places = np.flatnonzero(text[: len(text) - len(wanted) + 1] == wanted[0])
-            for offset, byte in enumerate(wanted[1:], 1):
-                places = places[text[places + offset] == byte]
-            return places
-        found = []
-        place = self.text.find(wanted)
-        while place >= 0:
-            found.append(place)
-            place = self.text.find(wanted, place + 1)
-        return np.array(found, np.int64)
+        """Ids of the examples whose text contains these bytes, none of them zero."""
+        places = [match.start() for match in re.finditer(re.escape(wanted), self.text)]
+        numbers = np.searchsorted(self._begins, np.array(places, np.int64), side="right") - 1
+        return (self._start + numbers[np.flatnonzero(np.diff(numbers, prepend=-1))]).astype(np.int32)

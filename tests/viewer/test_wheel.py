@@ -17,3 +17,9 @@ def test_a_wheel_contains_every_file_of_the_page(tmp_path):
     assert {"index.html", "main.js", "style.css"} <= {Path(name).name for name in in_tree}
     assert {name: content for name, content in packed.items() if name.startswith("t3vis/viewer/static/")} == in_tree
     assert "t3vis/viewer/static/vendor/LICENSE-preact" in packed
+
+
+def test_the_page_asks_for_all_its_modules_at_once():
+    page = (STATIC / "index.html").read_text()
+    for module in STATIC.rglob("*.js"):
+        assert f'"{module.relative_to(STATIC).as_posix()}"' in page

@@ -20,6 +20,8 @@ const KEYS = [
   ["↑ ↓", "next example, in the table"], ["k, s", "keep a suspected label, take the suggestion"], ["x, Enter", "prune, choose the head that has the focus; arrows move"], ["r", "restore all heads"], ["Escape", "nothing selected"], ["Ctrl+z", "undo a filter, a search, a selection"], ["t", "light, dark"],
 ];
 const PANELS = { table: "Data Table", suspects: "Label errors", layers: "Layers" };
+const TYPING_MS = 80; // without another key, and what was typed is searched for
+const MORE_ROWS_MS = 5000;
 const THEMES = { auto: "dark", dark: "light", light: "auto" };
 
 const store = new Store(fromAddress(location.hash));
@@ -40,10 +42,10 @@ function App() {
   dataNow.current = data;
 
   useEffect(() => store.listen(setState), []);
-  useEffect(() => api.follow((now) => setVersion(JSON.stringify(now))), []);
   useEffect(() => {
     api.run().then(setRun, (problem) => setError(problem.message));
   }, [version]);
+  useEffect(() => (run ? api.follow(onlyNews(run.state, setVersion)) : undefined), [run !== null]);
   const split = run && (run.splits.find((one) => one.name === state.split) ?? run.splits[0]);
   useEffect(() => {
     if (!split) return;
@@ -101,7 +103,7 @@ function App() {
     return () => removeEventListener("keydown", onKey);
   }, []);
 
-  if (error) return html`<p class="error" role="alert">${error}</p>`;
+  if (error && !data) return html`<p class="error" role="alert">${error}</p>`;
   if (!run || !data) return html`<p class="waiting">Opening the run…</p>`;
   const tabs = html`<span role="tablist" class="tabs">${Object.entries(PANELS).filter(([name]) => name !== "suspects" || data.infos.has("score")).map(([name, title]) => html`<button type="button" role="tab"
     aria-selected=${state.panel === name} onClick=${() => store.set({ panel: name })}>${title}</button>`)}</span>`;
@@ -126,15 +128,27 @@ function App() {
     <div class="model"><${Heads} data=${data} run=${run} split=${split} passed=${passed} state=${state} store=${store} version=${version} />
       <${Instance} data=${data} run=${run} split=${split} state=${state} store=${store} version=${version} /></div>
     ${panel()}
+    ${error && html`<div class="notice" role="alert"><span class="error">${error}</span> <button type="button" onClick=${() => setError("")}>close</button></div>`}
     ${help && html`<div class="help" role="dialog" aria-label="Keyboard help"><h2>Keys</h2><dl>${KEYS.map(([key, what]) => html`<div><dt><kbd>${key}</kbd></dt><dd>${what}</dd></div>`)}</dl>
       <button type="button" onClick=${() => setHelp(false)}>close</button></div>`}
   </div>`;
 }
 
+/** Tells of a new pass, or one that is whole, at once; of more rows of one now and then. */
+function onlyNews(known, tell) {
+  const passes = (state) => JSON.stringify(Object.values(state.splits).map((split) => split.map(({ pass, sealed }) => [pass, sealed])));
+  let [last, at] = [known, performance.now()];
+  return (now) => {
+    if (JSON.stringify(now) === JSON.stringify(last) || (passes(now) === passes(last) && performance.now() - at < MORE_ROWS_MS)) return;
+    [last, at] = [now, performance.now()];
+    tell(JSON.stringify(now));
+  };
+}
+
 let timer = 0;
 function searchSoon(wanted) {
   clearTimeout(timer);
-  timer = setTimeout(() => store.set({ search: wanted }), 150);
+  timer = setTimeout(() => store.set({ search: wanted }), TYPING_MS);
 }
 
 function first(data, names) {

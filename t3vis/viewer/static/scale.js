@@ -71,16 +71,30 @@ const GREY = [150, 150, 150, 255];
 function byNumber({ values }, scale) {
   const bounds = scaleOf(values, scale);
   const codes = new Uint8Array(values.length);
-  for (let i = 0; i < values.length; i += 1) {
-    const t = bounds.place(values[i]);
-    codes[i] = t === t ? Math.round(t * (N_SHADES - 1)) : MISSING;
-  }
+  if (scale === "linear") linearCodes(codes, values, bounds);
+  else
+    for (let i = 0; i < values.length; i += 1) {
+      const t = bounds.place(values[i]);
+      codes[i] = t === t ? Math.round(t * (N_SHADES - 1)) : MISSING;
+    }
   const table = new Uint8Array(256 * 4);
   for (let code = 0; code < N_SHADES; code += 1) table.set([...shade(code / (N_SHADES - 1)), 255], code * 4);
   table.set(GREY, MISSING * 4);
   const gradient = Array.from({ length: 9 }, (_, i) => `rgb(${shade(i / 8)})`);
   return { codes, table, legend: { kind: "number", low: bounds.low, high: bounds.high, gradient, scale } };
 }
+
+/** The scale that is used most, without a call for each value. */
+function linearCodes(codes, values, { low, high }) {
+  const factor = high > low ? (N_SHADES - 1) / (high - low) : 0;
+  for (let i = 0; i < values.length; i += 1) {
+    const place = (values[i] - low) * factor + 0.5;
+    codes[i] = place !== place ? MISSING : place < 0 ? 0 : place > N_SHADES ? N_SHADES - 1 : place | 0;
+  }
+}
+
+/** @type {WeakMap<any, [number, number]>} */
+const extents = new WeakMap();
 
 /**
  * Where a value stands between the lowest and the highest, 0 to 1; NaN for a missing one.
@@ -103,6 +117,11 @@ export function scaleOf(values, scale) {
 
 /** Lowest and highest of the values that are finite; 0 and 1 if there are none. */
 export function extent(values) {
+  if (!extents.has(values)) extents.set(values, extentOf(values));
+  return extents.get(values);
+}
+
+function extentOf(values) {
   let low = Infinity;
   let high = -Infinity;
   for (let i = 0; i < values.length; i += 1) {

@@ -247,7 +247,7 @@ export class Scatter {
     gl.uniform4fv(this.uniforms.grey, this.theme.grey);
     gl.uniform4fv(this.uniforms.ring, this.theme.ring);
     this.done = [0, 0];
-    this.part(true);
+    if (this.isComplete()) this.part(true);
   }
 
   /** Draw as many points as fit into a frame; come back for the rest. */
