@@ -274,8 +274,8 @@ def test_code_beside_the_weights_runs_only_if_it_is_trusted(split, folders, tmp_
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     own = tmp_path / "own"
     shutil.copytree(folders[1], own)
-    code = "from transformers import BertForSequenceClassification\n\n\nclass Own(BertForSequenceClassification):\n    pass\n"
-    (own / "modeling_own.py").write_text(code)
+    code = ["from transformers import BertForSequenceClassification as Base", "class Own(Base):", "    pass", ""]
+    (own / "modeling_own.py").write_text("\n".join(code))
     config = json.loads((own / "config.json").read_text())
     said = {"architectures": ["Own"], "auto_map": {"AutoModelForSequenceClassification": "modeling_own.Own"}}
     (own / "config.json").write_text(json.dumps(config | said))
