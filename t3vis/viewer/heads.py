@@ -43,8 +43,8 @@ def importance(run: Run, split: Split, record: Pass, ids: list[int]) -> dict[str
     if "head_gradients" in split.arrays:
         mode = split.attributes["mode"]
         if ids:
-            gradients = split.head_gradients[record.index, :, ids]
-            found = _of_examples(np.asarray(gradients, np.float64).reshape(-1, len(ids), gradients.shape[-1]))
+            gradients = split.head_gradients[record.index, :, ids]  # NumPy's rule: (example, layer, head)
+            found = _of_examples(np.asarray(gradients, np.float64).swapaxes(0, 1))
             measures.append(_described("recorded", "importance", MEANINGS["gate"], mode, found))
         else:
             with _computing:

@@ -185,7 +185,7 @@ def test_importance_of_heads_recorded_and_of_the_model(asked_served, split, aske
     np.testing.assert_allclose(one["value"], split.head_gradients[1][:, 3], rtol=1e-6)
     computed = analyzed_heads(run, split, pass_index=1)
     shown = said(asked_served, kind="importance", ids=list(range(N_EXAMPLES)), epoch=1)
-    np.testing.assert_allclose(shown["value"], computed.scores["gate"].value, rtol=1e-4)
+    np.testing.assert_allclose(shown["value"], computed.scores["gate"].value, rtol=1e-3)
     kept = json.loads(asked_served.ask("/api/v1/splits/train/heads?epoch=1").body)["measures"]
     assert [measure["name"] for measure in kept] == [
         "recorded", "gate", "removal", "loss_change", "divergence", "score_change",

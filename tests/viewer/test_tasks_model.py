@@ -113,7 +113,10 @@ def test_t3_what_each_head_attends_to(page, asked_served, known):
     batch = stacked([encoded(known.tokenizer, known.text(4))], pad_id=0)
     weights = np.stack([layer.weights[0] for layer in attention_weights(known.models[1], batch)])
     cell(page, 0, 3).hover()
-    expect(card).to_contain_text(f"{weights[0, 3].max():.3g}"[:5])
+    expect(card).to_contain_text("layer 0, head 3")
+    greatest = re.search(r"greatest weight\s*([\d.]+)", card.inner_text())
+    assert greatest is not None
+    assert float(greatest[1]) == pytest.approx(weights[0, 3].max(), rel=1e-3)
     expect(card.get_by_role("img", name="enlarged")).to_contain_text("[CLS]")
 
     cell(page, 0, 3).click()
