@@ -14,7 +14,7 @@
 /** @type {State} */
 export const FIRST = {
   split: "",
-  plots: [{ x: "variability", y: "confidence", color: "correctness", scale: "linear" }],
+  plots: [{ x: "variability", y: "confidence", color: "correctness", scale: "linear", view: null }],
   filters: [],
   search: "",
   sort: null,
