@@ -39,7 +39,7 @@ def test_t1_how_good_each_layer_is_before_training(page, probed: Probed):
 
     best.first.get_by_role("button").click()
     layer = found.layers[int(np.argmax(row))]
-    shown_map(page, f"x:tsne:{layer}@0")
+    shown_map(page, f"x:pca:{layer}@0")
     expect(page.get_by_label("layer", exact=True)).to_have_value(str(layer))
     expect(page.get_by_label("colour", exact=True)).to_have_value("label")
 
