@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,17 @@ def tokenizer_of(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def recorded_example(run: Run, split: Split, number: int, tokenizer: Any) -> Encoded:
-    """An example of the run: its texts, if they are read as the recorded tokens, else these tokens alone.
+    """An example of the run, as ``recorded_examples``."""
+    return recorded_examples(run, split, [number], tokenizer)[0]
+
+
+def recorded_examples(run: Run, split: Split, ids: Sequence[int], tokenizer: Any) -> list[Encoded]:
+    """Examples of the run: their texts, if these are read as the recorded tokens, else the tokens alone.
 
     Parameters
     ----------
-    number
-        Its id.
+    ids
+        Which.
     tokenizer
         That of the model; may be ``None``.
 
@@ -47,15 +53,29 @@ def recorded_example(run: Run, split: Split, number: int, tokenizer: Any) -> Enc
     ProbingError
         If neither tokens nor a text that can be read were recorded.
     """
-    if not 0 <= number < split.n_examples:
-        raise IndexError(f"there is no example {number}; {split.name} has {split.n_examples:,}, counted from 0.")
-    ids = None if split.token_ids is None else split.token_ids[number].tolist()
-    texts = [column[number] for column in split.text.values()]
-    if tokenizer is not None:
-        for end in range(min(len(texts), 2), 0, -1):
-            found = encoded(tokenizer, *texts[:end], max_length=None if ids is None else len(ids))
-            if ids is None or found.inputs["input_ids"].tolist() == ids:
-                return found
+    tokens, columns, n_examples = split.token_ids, list(split.text.values()), split.n_examples
+    found = []
+    for number in ids:
+        if not 0 <= number < n_examples:
+            raise IndexError(f"there is no example {number}; {split.name} has {n_examples:,}, counted from 0.")
+        token_ids = None if tokens is None else tokens[number].tolist()
+        read = _read_again(tokenizer, [column[number] for column in columns], token_ids)
+        found.append(_from_tokens(run, split, token_ids, tokenizer) if read is None else read)
+    return found
+
+
+def _read_again(tokenizer: Any, texts: list[str], ids: list[int] | None) -> Encoded | None:
+    """The first one or two texts, where they are read as these tokens."""
+    if tokenizer is None:
+        return None
+    for end in range(min(len(texts), 2), 0, -1):
+        found = encoded(tokenizer, *texts[:end], max_length=None if ids is None else len(ids))
+        if ids is None or found.inputs["input_ids"].tolist() == ids:
+            return found
+    return None
+
+
+def _from_tokens(run: Run, split: Split, ids: list[int] | None, tokenizer: Any) -> Encoded:
     if ids is None:
         raise ProbingError(f"{split.path} holds neither tokens nor a text that can be read; record with text=.")
     if tokenizer is not None:

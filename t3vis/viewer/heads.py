@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ N_FOR_PATTERNS = 200
 N_STRONGEST = 3
 """Patterns that are told of each head."""
 
+_computing = Lock()
+"""What is computed is kept in the run: once, also if two pages ask for it at a time."""
+
 
 def importance(run: Run, split: Split, record: Pass, ids: list[int]) -> dict[str, Any]:
     """Scores of every head in one pass, in JSON: over all examples, or over those asked for.
@@ -43,7 +47,8 @@ def importance(run: Run, split: Split, record: Pass, ids: list[int]) -> dict[str
             found = _of_examples(np.asarray(gradients, np.float64).reshape(-1, len(ids), gradients.shape[-1]))
             measures.append(_described("recorded", "importance", MEANINGS["gate"], mode, found))
         else:
-            scores = recorded_heads(run, split)[record.index]
+            with _computing:
+                scores = recorded_heads(run, split)[record.index]
             measures.append(_described("recorded", "importance", MEANINGS["gate"], mode, scores.scores["gate"]))
     known = None if ids else known_heads(run, split, record.index)
     if known is not None:

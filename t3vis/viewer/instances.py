@@ -26,7 +26,7 @@ from t3vis.probing.predicted import predicted_target
 from t3vis.probing.pruning import effect, prune
 from t3vis.probing.saliency import METHODS, saliencies
 from t3vis.probing.targets import Number, Target
-from t3vis.recorded_example import recorded_example
+from t3vis.recorded_example import recorded_examples
 from t3vis.store.reader import Run, Split
 from t3vis.viewer.heads import finite
 from t3vis.viewer.models import Loaded
@@ -61,7 +61,8 @@ def of_run(run: Run, split: Split, loaded: Loaded, ids: Sequence[int]) -> list[A
     """
     has_labels = split.attributes.get("task") in ("single_label", "multi_label", "regression")
     labels = split.labels if has_labels else None
-    return [Asked(recorded_example(run, split, i, loaded.tokenizer), _label(labels, i)) for i in ids]
+    examples = recorded_examples(run, split, ids, loaded.tokenizer)
+    return [Asked(example, _label(labels, i)) for example, i in zip(examples, ids, strict=True)]
 
 
 def of_text(loaded: Loaded, texts: Sequence[str]) -> Asked:

@@ -1,6 +1,7 @@
 """What the model says over HTTP: the same as ``t3vis.probing`` says when it is called, and clear words if it cannot."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from t3vis import open_run
 from t3vis.analyze_heads import analyzed_heads, recorded_heads
 from t3vis.checkpointed import pass_with_checkpoint
+from t3vis.errors import ProbingError
 from t3vis.probing.attention import attention_weights
 from t3vis.probing.encoded import encoded, stacked
 from t3vis.probing.gating import heads_of
@@ -266,6 +268,23 @@ def test_the_models_stay_as_they_are_and_few_are_held(split, folders):
     assert models.of(split, None) is not loaded
     assert others[1].name == "epoch 1"
     assert all(torch.equal(before[name], value) for name, value in models.of(split, None).model.state_dict().items())
+
+
+def test_code_beside_the_weights_runs_only_if_it_is_trusted(split, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    own = tmp_path / "own"
+    shutil.copytree(folders[1], own)
+    code = ["from transformers import BertForSequenceClassification as Base", "class Own(Base):", "    pass", ""]
+    (own / "modeling_own.py").write_text("\n".join(code))
+    config = json.loads((own / "config.json").read_text())
+    said = {"architectures": ["Own"], "auto_map": {"AutoModelForSequenceClassification": "modeling_own.Own"}}
+    (own / "config.json").write_text(json.dumps(config | said))
+    with pytest.raises(ProbingError, match="a model of class Own, which transformers does not have"):
+        Models(own, trust_remote_code=False).of(split, None)
+    assert not (tmp_path / "modules").exists()
+    loaded = Models(own, trust_remote_code=True).of(split, None)
+    assert type(loaded.model).__name__ == "Own"
+    assert not loaded.model.training
 
 
 def test_weights_and_hooks_are_the_same_after_all_kinds_of_requests(asked, split):

@@ -46,19 +46,18 @@ function Drawn({ shown, at, state, store }) {
   if (shown.busy) return html`<p class="waiting" role="status">${shown.busy}</p>`;
   if (shown.empty) return html`<p class="waiting">${shown.empty} ${shown.act && html`<button type="button" onClick=${shown.act}>${shown.actName}</button>`}</p>`;
   return html`<${Matrix} shown=${shown} palette=${palette} state=${state} store=${store} canPrune=${at.hasModel} />
-    <${Key} shown=${shown} palette=${palette} per=${state.headsPer} />
-    ${shown.measures?.length > 1 && html`<label class="choice"><span>score</span><select aria-label="score" value=${shown.measure} onChange=${(event) => store.set({ measure: event.target.value })}>
-      ${shown.measures.map((one) => html`<option value=${one.name} title=${one.meaning} selected=${one.name === shown.measure}>${one.title}</option>`)}</select></label>`}`;
+    <${Key} shown=${shown} palette=${palette} per=${state.headsPer}>${shown.measures?.length > 1 && html`<label class="choice"><span>score</span><select aria-label="score" value=${shown.measure} onChange=${(event) => store.set({ measure: event.target.value })}>
+      ${shown.measures.map((one) => html`<option value=${one.name} title=${one.meaning} selected=${one.name === shown.measure}>${one.title}</option>`)}</select></label>`}<//>`;
 }
 
 /** What the colours mean. */
-function Key({ shown, palette, per }) {
+function Key({ shown, palette, per, children }) {
   const tint = shown.isSigned ? signed : amount;
   const from = shown.isSigned ? -1 : 0;
   const bar = Array.from({ length: 12 }, (_, i) => css(tint(palette, from + ((1 - from) * i) / 11)));
   const most = per === "model" ? shownNumber(shown.most) : "most of its layer";
   return html`<div class="key"><span class="ends"><span>${shown.isSigned ? `−${most}` : "0"}</span><span class="bar">${bar.map((color) => html`<i style=${{ background: color }} />`)}</span><span>${most}</span></span>
-    <span class="note">${shown.caption}</span></div>`;
+    <span class="note">${shown.caption}</span>${children}</div>`;
 }
 
 /** Importance of each head: recorded in training, kept in the run, or asked of the model. */

@@ -5,7 +5,7 @@ import { isIn, nameOf, togglePruned } from "./model.js";
 import { amount, css, inkOn, picture, signed } from "./tints.js";
 
 const [LEFT, TOP, GAP] = [30, 16, 3];
-const [SMALLEST, READABLE, LARGEST] = [18, 29, 84]; // pixels of a cell; more layers than fit at a readable size are scrolled to
+const [SMALLEST, READABLE, LARGEST] = [18, 29, 62]; // pixels of a cell; more layers than fit at a readable size are scrolled to
 const BELOW = 46; // room for what the colours mean
 const CARD = 250;
 
@@ -64,12 +64,12 @@ function Cell({ cell, image, at, x, y, size, color, tabindex, pruned, chosen, fo
     event.stopPropagation();
     togglePruned(store, at);
   };
-  const labelled = size >= 34 && cell.text;
+  const labelled = size >= 34 && cell.text && !pruned;
   const fits = String(cell.text).slice(0, Math.floor(size / 5.4));
   return html`<g class=${`head ${pruned ? "pruned" : ""} ${chosen ? "chosen" : ""}`} data-head=${name} data-value=${cell.value} role="gridcell" aria-label=${said} aria-selected=${chosen} tabindex=${tabindex}
     onFocus=${() => setFocus(at)} onBlur=${() => setFocus(null)} onPointerEnter=${() => setFocus(at)} onClick=${() => store.set({ head: at })}>
     <rect x=${x} y=${y} width=${size} height=${size} rx="2" fill=${color ? css(color) : "none"} />
-    ${image && html`<image x=${x} y=${y} width=${size} height=${size} href=${image} preserveAspectRatio="none" />`}
+    ${image && html`<image x=${x} y=${y} width=${size} height=${size} href=${image} preserveAspectRatio="none" image-rendering="pixelated" />`}
     ${labelled && !image && html`<text x=${x + size / 2} y=${y + size / 2 + 4} text-anchor="middle" style=${{ fill: inkOn(color), fontSize: "10px" }}>${fits}</text>`}
     ${labelled && image && html`<rect class="strip" x=${x} y=${y + size - 12} width=${size} height="12" /><text x=${x + size / 2} y=${y + size - 3} text-anchor="middle" style=${{ fontSize: "9px" }}>${fits}</text>`}
     ${pruned && html`<rect class="gone" x=${x} y=${y} width=${size} height=${size} /><path class="cross" d=${`M${x + 4} ${y + 4} L${x + size - 4} ${y + size - 4} M${x + size - 4} ${y + 4} L${x + 4} ${y + size - 4}`} />`}
@@ -107,7 +107,7 @@ function Enlarged({ cell, palette }) {
   const font = Math.min(11, Math.max(7, step));
   const short = (token) => (token.length > 9 ? `${token.slice(0, 8)}…` : token);
   return html`<svg class="enlarged" width=${CARD} height=${CARD} role="img" aria-label="the head, enlarged">
-    <image x=${margin} y=${margin} width=${side} height=${side} href=${image} preserveAspectRatio="none" />
+    <image x=${margin} y=${margin} width=${side} height=${side} href=${image} preserveAspectRatio="none" image-rendering="pixelated" />
     ${tokens?.map((token, i) => html`<text x=${margin - 4} y=${margin + step * (i + 0.5) + font / 3} text-anchor="end" style=${{ fontSize: `${font}px` }}>${short(token)}</text>
       <text transform=${`translate(${margin + step * (i + 0.5) + font / 3} ${margin - 4}) rotate(-90)`} style=${{ fontSize: `${font}px` }}>${short(token)}</text>`)}</svg>`;
 }

@@ -13,8 +13,9 @@ export function Pruning({ data, passed, at, state, store }) {
   const { pruned } = state;
   const chosen = state.selected.length ? state.selected : (passed?.shown ?? []);
   const settled = useSettled(pruned, 200);
+  const ids = Array.from(chosen.slice(0, N_MEASURED));
   const one = useProbe("prune", about && at.hasModel ? { kind: "prune", ...about, epoch: at.index, pruned } : null, [about, at.index]);
-  const many = useProbe("metric", at.hasModel && chosen.length && settled.length ? { kind: "metric", split: data.split, epoch: at.index, pruned: settled, ids: Array.from(chosen.slice(0, N_MEASURED)) } : null, data.split);
+  const many = useProbe("metric", at.hasModel && chosen.length && settled.length ? { kind: "metric", split: data.split, epoch: at.index, pruned: settled, ids } : null, [data.split, at.index, ids]);
   const of = state.selected.length ? "selected" : "shown";
   return html`<section class="pruning" aria-label="Pruned heads">
     <p class="chips"><b>without</b>${pruned.map((head) => html`<button type="button" class="drawn" title="Restore this head" aria-label=${`restore head ${nameOf(head)}`} onClick=${() => togglePruned(store, head)}>${nameOf(head)} <span aria-hidden="true">×</span></button>`)}

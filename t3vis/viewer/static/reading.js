@@ -59,9 +59,9 @@ function Choices({ found, before, gold, state, store }) {
     ${shown.map((choice) => {
       const old = before?.choices.find((other) => other.class === choice.class)?.prob;
       const share = choice.prob ?? 0;
-      return html`<button type="button" class="drawn class-bar" aria-pressed=${state.choice === choice.class} data-class=${choice.class} title=${`logit ${shownNumber(choice.logit)}; which tokens speak for it?`}
+      return html`<button type="button" class="drawn class-bar" aria-pressed=${state.choice === choice.class} data-class=${choice.class} title=${`${choice.name}${choice.class === gold ? ", the gold label" : ""}: logit ${shownNumber(choice.logit)}; which tokens speak for it?`}
         onClick=${() => store.set({ choice: state.choice === choice.class ? null : choice.class, token: null })}>
-        <span class=${`name ${choice.class === gold ? "gold" : ""}`}>${choice.class === best ? "▸ " : ""}${choice.name}${choice.class === gold ? " (gold)" : ""}</span>
+        <span class=${`name ${choice.class === gold ? "gold" : ""}`}>${choice.class === best ? "▸ " : ""}${choice.name}${choice.class === gold ? html` <small>(gold)</small>` : ""}</span>
         <span class="track">${choice.prob !== null && html`<i style=${{ width: `${100 * share}%` }} />`}${old !== undefined && old !== null && html`<b class="was" style=${{ left: `${100 * old}%` }} />`}</span>
         <span class="figure">${choice.prob === null ? shownNumber(choice.logit) : choice.prob.toFixed(3)}${old !== undefined && old !== null ? html` <small>${choice.prob >= old ? "+" : "−"}${Math.abs(choice.prob - old).toFixed(3)}</small>` : ""}</span></button>`;
     })}
