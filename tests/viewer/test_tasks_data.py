@@ -62,8 +62,8 @@ def test_t2_outliers_before_and_after_training(page, probed: Probed):
         probe.text["text"][int(highest)]
     )
 
-    choose(page, "map", "tsne")
-    shown_map(page, f"x:tsne:{probe.layers[-1]}@{last}")
+    choose(page, "map", "pca")
+    shown_map(page, f"x:pca:{probe.layers[-1]}@{last}")
     choose(page, "colour", f"outlier@{last}")
     expect(page.locator(".legend")).to_contain_text("outlier score")
     expect(page.locator(".chosen-point")).to_be_visible()
