@@ -96,13 +96,14 @@ def test_attention_of_all_heads_of_one_and_of_one_token(asked_served, split, mod
 
 def test_of_a_long_text_each_cell_of_a_picture_is_the_greatest_weight_there(split):
     loaded = Models(None, trust_remote_code=False).of(split, None)
-    long = encoded(loaded.tokenizer, " ".join(["good film"] * 100))
+    long = encoded(loaded.tokenizer, " ".join(["good film"] * 100), max_length=SIDE * 3 + 7)
     model = loaded.model
     model.bert.embeddings.position_embeddings = torch.nn.Embedding(len(long), model.config.hidden_size)
     model.bert.embeddings.register_buffer("position_ids", torch.arange(len(long))[None])
     model.bert.embeddings.register_buffer("token_type_ids", torch.zeros(1, len(long), dtype=torch.long))
     layers = Attentions().of(loaded, long, ())
     n = len(long)
+    assert layers[0].pictures.shape[1:] == (SIDE, SIDE)
     parts = [slice(i * n // SIDE, -(-(i + 1) * n // SIDE)) for i in range(SIDE)]
     for layer in layers:
         whole = layer.weights.float().numpy()

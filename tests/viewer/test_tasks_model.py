@@ -191,24 +191,26 @@ def test_t5_what_pruning_a_head_does(page, asked_served, known):
 
 
 def check_effects(page: Page, known: Asked, heads: Any, pruned: list[tuple[int, int]], ids: list[int]) -> None:
+    expect(page.get_by_role("region", name="Pruned heads")).to_have_attribute("aria-busy", "false")
     whole, without = effect_on_example(heads, known.row(7), pruned)
     table = page.get_by_role("table", name="prediction of example 7")
-    loss = f"loss {whole['loss']:.4g} → {without['loss']:.4g}"
-    expect(table).to_contain_text(loss)
+    losses = re.search(r"loss ([\d.]+) → ([\d.]+)", table.inner_text())
+    assert losses is not None
+    assert [float(loss) for loss in losses.groups()] == pytest.approx([whole["loss"], without["loss"]], rel=1e-3)
     probs = [np.exp(each["logits"][0]) / np.exp(each["logits"][0]).sum() for each in (whole, without)]
     for number, name in enumerate(NAMES):
-        row = table.get_by_role("row", name=name)
-        expect(row).to_contain_text(f"{probs[0][number]:.3f}")
-        expect(row).to_contain_text(f"{probs[1][number]:.3f}")
+        shown = figures(table, name)
+        assert shown == pytest.approx([probs[0][number], probs[1][number]], abs=6e-4)
     found = effect(heads, [known.row(i) for i in ids], pruned)
     metric = page.get_by_role("table", name="metric on the selection")
-    for name, values, others in (
-        ("accuracy", found.score, found.score_without),
-        ("loss", found.loss, found.loss_without),
-    ):
-        row = metric.get_by_role("row", name=name)
-        expect(row).to_contain_text(f"{values.mean():.3g}")
-        expect(row).to_contain_text(f"{others.mean():.3g}")
+    assert figures(metric, "accuracy")[:2] == pytest.approx([found.score.mean(), found.score_without.mean()], rel=1e-3)
+    assert figures(metric, "loss")[:2] == pytest.approx([found.loss.mean(), found.loss_without.mean()], rel=1e-3)
+
+
+def figures(table: Locator, name: str) -> list[float]:
+    """The numbers in the cells of a row."""
+    cells = table.get_by_role("row", name=name).get_by_role("cell").all_inner_texts()
+    return [float(text.split()[0]) for text in cells]
 
 
 def test_t7_which_tokens_a_prediction_rests_on(page, asked_served, known):

@@ -17,7 +17,8 @@ export function Pruning({ data, passed, at, state, store }) {
   const one = useProbe("prune", about && at.hasModel ? { kind: "prune", ...about, epoch: at.index, pruned } : null, [about, at.index]);
   const many = useProbe("metric", at.hasModel && chosen.length && settled.length ? { kind: "metric", split: data.split, epoch: at.index, pruned: settled, ids } : null, [data.split, at.index, ids]);
   const of = state.selected.length ? "selected" : "shown";
-  return html`<section class="pruning" aria-label="Pruned heads">
+  const busy = one.busy || many.busy || JSON.stringify(settled) !== JSON.stringify(pruned);
+  return html`<section class="pruning" aria-label="Pruned heads" aria-busy=${busy}>
     <p class="chips"><b>without</b>${pruned.map((head) => html`<button type="button" class="drawn" title="Restore this head" aria-label=${`restore head ${nameOf(head)}`} onClick=${() => togglePruned(store, head)}>${nameOf(head)} <span aria-hidden="true">×</span></button>`)}
       <button type="button" onClick=${() => store.set({ pruned: [] })}>restore all</button></p>
     ${!at.hasModel && html`<p class="note">No model of this epoch is at hand: choose another epoch, or open the run with --model.</p>`}
