@@ -75,6 +75,16 @@ def test_hovering_tells_and_clicking_shows_an_example(page, served, data_map):
     expect(page.locator(f'.row[data-id="{rightmost}"]')).to_be_visible()  # the table has come to it
 
 
+def view_of(page):
+    return state_of(page)["plots"][0]["view"]
+
+
+def moved(page, act):
+    before = page.url
+    act()
+    expect(page).not_to_have_url(before)
+
+
 def test_zoom_and_move_with_wheel_mouse_and_keys(page, served):
     opened(page, served)
     painted(page)
@@ -82,14 +92,12 @@ def test_zoom_and_move_with_wheel_mouse_and_keys(page, served):
     canvas.hover(position={"x": 200, "y": 150})
     page.mouse.wheel(0, -300)
     expect(page).to_have_url(A_VIEW)
-    _, _, rx, ry = state_of(page)["plots"][0]["view"]
-    canvas.press("+")
-    page.wait_for_timeout(300)
-    assert state_of(page)["plots"][0]["view"][2:] == pytest.approx([rx * 0.8, ry * 0.8], rel=1e-3)
-    cx = state_of(page)["plots"][0]["view"][0]
-    canvas.press("ArrowRight")
-    page.wait_for_timeout(300)
-    assert state_of(page)["plots"][0]["view"][0] == pytest.approx(cx + 0.2 * 0.8 * rx, rel=1e-3)
+    _, _, rx, ry = view_of(page)
+    moved(page, lambda: canvas.press("+"))
+    assert view_of(page)[2:] == pytest.approx([rx * 0.8, ry * 0.8], rel=1e-3)
+    cx = view_of(page)[0]
+    moved(page, lambda: canvas.press("ArrowRight"))
+    assert view_of(page)[0] == pytest.approx(cx + 0.2 * 0.8 * rx, rel=1e-3)
     address = page.url
     page.goto("about:blank")
     page.goto(address)
@@ -169,7 +177,7 @@ def test_every_view_becomes_a_picture(page, served, train):
     assert "correctness" in texts
     assert "variability" in texts
     table = "".join(element.text or "" for element in ET.fromstring(saved(page, "table", "SVG")).iter(f"{SVG}text"))
-    assert "variability" in table
+    assert "confidence" in table
     assert train.class_names[train.labels[0]] in table
     for view in ("projection", "table", "filters"):
         assert saved(page, view, "PNG").startswith(b"\x89PNG")
