@@ -123,7 +123,7 @@ def one_round(browser: Browser, address: str, run: Run) -> dict[str, float]:
     context = browser.new_context(viewport={"width": 1400, "height": 900})
     page = context.new_page()
     answers: list[Response] = []
-    page.on("response", answers.append)
+    page.on("response", lambda answer: answers.append(answer))
     page.goto(address)
     page.wait_for_selector(".plot[data-painted]", timeout=120_000)
     found = {"first_paint_s": float(page.locator(".plot").get_attribute("data-painted") or "nan") / 1e3}

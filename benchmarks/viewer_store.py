@@ -62,7 +62,8 @@ def write_run(path: Path, n_examples: int, seed: int = 0) -> NDArray[np.int64]:
         examples.add(Columns(labels=labels[ids], length=np.full(len(ids), 13, np.int32), texts={"text": sentences}))
     of_split = {"kind": "train", "mode": "train", "n_examples": n_examples, "fingerprint": examples.close()}
     writer.add_split("train", of_split)
-    writer.describe("train", {"task": "single_label", "class_names": CLASSES, "layers": [1]})
+    arrays = {"hidden_states": {"layers": [1]}}
+    writer.describe("train", {"task": "single_label", "class_names": CLASSES, "arrays": arrays})
     for epoch in range(N_EPOCHS):
         writer.begin_pass("train", epoch, {"epoch": epoch, "step": epoch})
         for ids in _batches(n_examples):

@@ -134,7 +134,7 @@ class _Columns:
             if "loss" in self._arrays:
                 values = partial(lambda i: self._split.loss[i], index)
                 yield self._column(f"loss@{index}", "loss", what, values, "loss of the example", pass_index=index)
-            if "hidden_states" in self._arrays and "hidden_states" not in record.attributes.get("dropped", ()):
+            if self._split.layers and "hidden_states" not in record.attributes.get("dropped", ()):
                 values = partial(self._pass_outlier, index)
                 meaning = "mean rank by distances in the last layer and by loss, of this pass alone, in [0, 1]"
                 yield self._column(
@@ -159,9 +159,7 @@ class _Columns:
                 yield self._column(name, title, group, values, meaning, is_analysis=True)
 
     def of_maps(self) -> Iterator[Column]:
-        if "hidden_states" not in self._arrays:
-            return
-        for record in self._passes:
+        for record in self._passes if self._split.layers else ():
             if "hidden_states" in record.attributes.get("dropped", ()):
                 continue
             for layer in self._split.layers:

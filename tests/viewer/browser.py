@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 if TYPE_CHECKING:
     from tests.viewer.conftest import Served
@@ -42,6 +42,8 @@ FLAGS = (
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
 )
+PATIENCE_MS = 60_000
+"""For what a page waits for: the machine may be busy, and maps take a while."""
 READY = '#app[aria-busy="false"]'
 
 
@@ -54,6 +56,7 @@ def browser() -> Iterator[Browser]:
             pytest.fail(f"{reason} T3VIS_BROWSER=required says that they have to run.")
         pytest.skip(reason)
     with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE_MS)
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield launched
         launched.close()
@@ -71,7 +74,7 @@ def watched(browser: Browser) -> Iterator[Page]:
     """A new page; at its end an assertion says what went wrong in it."""
     context = browser.new_context(viewport={"width": 1400, "height": 900}, accept_downloads=True)
     made = context.new_page()
-    made.set_default_timeout(30_000)
+    made.set_default_timeout(PATIENCE_MS)
     wrong: list[str] = []
     made.on("console", lambda message: message.type == "error" and wrong.append(f"console: {message.text}"))
     made.on("pageerror", lambda error: wrong.append(f"exception: {error}"))

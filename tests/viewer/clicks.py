@@ -20,7 +20,7 @@ def saved(page: Page, view: str, kind: str) -> bytes:
     """What a user gets who saves a view."""
     page.get_by_role("button", name=f"save {view}", exact=True).click()
     with page.expect_download() as download:
-        page.get_by_role("menuitem", name=kind).click()
+        page.get_by_role("menuitem").filter(has=page.get_by_text(kind, exact=True)).click()
     return Path(download.value.path()).read_bytes()
 
 

@@ -26,6 +26,7 @@ __all__ = ["probed"]  # a fixture
 def test_t1_how_good_each_layer_is_before_training(page, probed: Probed):
     opened(page, probed.served)
     choose(page, "split", "probe")
+    expect(page.locator(".facts")).to_contain_text("eval mode")
     page.get_by_role("tab", name="Layers").click()
     choose(page, "figure", "knn_accuracy")
     before = page.locator("tr").filter(has=page.get_by_role("rowheader", name="0", exact=True))
@@ -39,7 +40,7 @@ def test_t1_how_good_each_layer_is_before_training(page, probed: Probed):
 
     best.first.get_by_role("button").click()
     layer = found.layers[int(np.argmax(row))]
-    shown_map(page, f"x:tsne:{layer}@0")
+    shown_map(page, f"x:pca:{layer}@0")
     expect(page.get_by_label("layer", exact=True)).to_have_value(str(layer))
     expect(page.get_by_label("colour", exact=True)).to_have_value("label")
 
@@ -47,6 +48,7 @@ def test_t1_how_good_each_layer_is_before_training(page, probed: Probed):
 def test_t2_outliers_before_and_after_training(page, probed: Probed):
     opened(page, probed.served)
     choose(page, "split", "probe")
+    expect(page.locator(".facts")).to_contain_text("eval mode")
     probe = probed.run.evals["probe"]
     last = probe.passes[-1].index
     for index in (0, last):
@@ -62,8 +64,8 @@ def test_t2_outliers_before_and_after_training(page, probed: Probed):
         probe.text["text"][int(highest)]
     )
 
-    choose(page, "map", "tsne")
-    shown_map(page, f"x:tsne:{probe.layers[-1]}@{last}")
+    choose(page, "map", "pca")
+    shown_map(page, f"x:pca:{probe.layers[-1]}@{last}")
     choose(page, "colour", f"outlier@{last}")
     expect(page.locator(".legend")).to_contain_text("outlier score")
     expect(page.locator(".chosen-point")).to_be_visible()
@@ -72,6 +74,7 @@ def test_t2_outliers_before_and_after_training(page, probed: Probed):
 def test_t6_how_the_model_changes_over_training(page, probed: Probed):
     opened(page, probed.served)
     choose(page, "split", "probe")
+    expect(page.locator(".facts")).to_contain_text("eval mode")
     probe = probed.run.evals["probe"]
     layer, last = probe.layers[-1], probe.passes[-1].index
     choose(page, "map", "tsne")

@@ -3,7 +3,7 @@
 import { html, useEffect, useState } from "./vendor/htm-preact.js";
 import * as api from "./api.js";
 import { shownNumber } from "./data.js";
-import { showing } from "./maps.js";
+import { showing, shownBy } from "./maps.js";
 import { epochOf } from "./projection.js";
 import { shade } from "./scale.js";
 
@@ -33,7 +33,8 @@ export function Layers({ data, split, state, store, version }) {
     if (kind === "progress") return html`<${Progress} found=${found} />`;
     const goTo = (layer, pass) => {
       const [first, ...rest] = store.state.plots;
-      const map = showing(first, { kind: "tsne", layer, pass }, data);
+      const { kind: now } = shownBy(first);
+      const map = showing(first, { kind: ["data", "columns"].includes(now) ? "pca" : now, layer, pass }, data);
       store.set({ plots: [{ ...map, color: data.infos.has("label") ? "label" : map.color }, ...rest] });
     };
     if (kind === "drift") return html`<${Matrix} values=${found.figures.cka} rows=${found.layers} columns=${found.layers} rowTitle=${`layer, epoch ${epochOf(split, found.passes[0])}`}

@@ -20,6 +20,7 @@ const KEYS = [
   ["↑ ↓", "next example, in the table"], ["k, s", "keep a suspected label, take the suggestion"], ["x, Enter", "prune, choose the head that has the focus; arrows move"], ["r", "restore all heads"], ["Escape", "nothing selected"], ["Ctrl+z", "undo a filter, a search, a selection"], ["t", "light, dark"],
 ];
 const PANELS = { table: "Data Table", suspects: "Label errors", layers: "Layers" };
+const OF_SPLIT = { filters: [], selected: [], example: null, decided: [], epoch: null, against: null };
 const TYPING_MS = 80; // without another key, and what was typed is searched for
 const MORE_ROWS_MS = 5000;
 const THEMES = { auto: "dark", dark: "light", light: "auto" };
@@ -30,7 +31,7 @@ function App() {
   const [state, setState] = useState(store.state);
   const [run, setRun] = useState(null);
   const [data, setData] = useState(null);
-  const [passed, setPassed] = useState(null);
+  const [found, setPassed] = useState(null);
   const [listed, setListed] = useState(null);
   const [error, setError] = useState("");
   const [tool, setTool] = useState("pan");
@@ -46,28 +47,31 @@ function App() {
     api.run().then(setRun, (problem) => setError(problem.message));
   }, [version]);
   useEffect(() => (run ? api.follow(onlyNews(run.state, setVersion)) : undefined), [run !== null]);
-  const split = run && (run.splits.find((one) => one.name === state.split) ?? run.splits[0]);
+  const wanted = run && (run.splits.find((one) => one.name === state.split) ?? run.splits[0]);
+  const split = data && run.splits.find((one) => one.name === data.split); // until the columns of the wanted one are there
   useEffect(() => {
-    if (!split) return;
-    Data.of(split.name).then((found) => {
+    if (!wanted) return;
+    Data.of(wanted.name).then((found) => {
       setData(found);
       document.title = `${run.name} — t3vis`;
       if (!store.state.shown.length) store.set({ shown: first(found, ["label", "score", "suggested_label", "confidence", "variability"]) });
       store.set({ plots: store.state.plots.map((plot) => usable(plot, found)) }, false);
       document.getElementById("app").setAttribute("aria-busy", "false");
     }, (problem) => setError(problem.message));
-  }, [split?.name, version]);
+  }, [wanted?.name, version]);
   useEffect(() => {
     if (!data) return undefined;
-    let wanted = true;
-    data.passed(state).then((found) => wanted && setPassed(found), (problem) => wanted && setError(problem.message));
-    return () => (wanted = false);
+    let isWanted = true;
+    data.passed(state).then((found) => isWanted && setPassed({ ...found, split: data.split }), (problem) => isWanted && setError(problem.message));
+    return () => (isWanted = false);
   }, [data, state.filters, state.search]);
+  const passed = data && found?.split === data.split ? found : null;
+  useEffect(() => setListed(null), [data?.split]);
   useEffect(() => {
-    if (!data || !passed) return undefined;
-    let wanted = true;
-    data.listed(state.sort, passed.mask).then((found) => wanted && setListed(found), (problem) => wanted && setError(problem.message));
-    return () => (wanted = false);
+    if (!passed) return undefined;
+    let isWanted = true;
+    data.listed(state.sort, passed.mask).then((found) => isWanted && setListed(found), (problem) => isWanted && setError(problem.message));
+    return () => (isWanted = false);
   }, [data, passed, state.sort]);
   useEffect(() => {
     if (run?.wants_selection && data) api.tellSelection(data.split, data.n, state.selected).catch((problem) => setError(problem.message));
@@ -115,8 +119,8 @@ function App() {
   };
   return html`<div class="page">
     <header class="top"><h1>${run.name}</h1>
-      <label class="choice"><span>split</span><select aria-label="split" value=${split.name} onChange=${(event) => store.set({ split: event.target.value, filters: [], selected: [], example: null })}>
-        ${run.splits.map((one) => html`<option value=${one.name} selected=${one.name === split.name}>${one.name}</option>`)}</select></label>
+      <label class="choice"><span>split</span><select aria-label="split" value=${wanted.name} onChange=${(event) => store.set({ split: event.target.value, ...OF_SPLIT })}>
+        ${run.splits.map((one) => html`<option value=${one.name} selected=${one.name === wanted.name}>${one.name}</option>`)}</select></label>
       <span class="facts">${run.model ?? ""} · ${split.mode} mode · ${split.passes.length} ${split.passes.length === 1 ? "pass" : "passes"}${split.passes.some((one) => !one.sealed) ? " · recording" : ""}${run.n_missing_rows ? ` · ${run.n_missing_rows.toLocaleString("en")} rows missing` : ""}</span>
       <input type="search" ref=${field} placeholder="search texts (/)" aria-label="search texts" value=${state.search} onInput=${(event) => searchSoon(event.target.value)} />
       <button type="button" disabled=${!store.past.length} onClick=${() => store.undo()} title="Undo (Ctrl+z)">undo</button>

@@ -14,7 +14,7 @@
 /** @type {State} */
 export const FIRST = {
   split: "",
-  plots: [{ x: "variability", y: "confidence", color: "correctness", scale: "linear" }],
+  plots: [{ x: "variability", y: "confidence", color: "correctness", scale: "linear", view: null }],
   filters: [],
   search: "",
   sort: null,
@@ -79,6 +79,8 @@ function unpacked(text) {
   return text.split(".").map((step) => (last += parseInt(step, 36))).filter(Number.isInteger);
 }
 
+const differs = (one, other) => one !== other && !(one.length === 0 && other.length === 0);
+
 /** The state, who is told of its changes, and the way back. */
 export class Store {
   /** @param {State} state */
@@ -89,7 +91,7 @@ export class Store {
   }
 
   /** @param {Partial<State>} change @param {boolean} undoable */
-  set(change, undoable = UNDOABLE.some((name) => name in change)) {
+  set(change, undoable = UNDOABLE.some((name) => name in change && differs(change[name], this.state[name]))) {
     if (undoable) {
       this.past.push(this.state);
       if (this.past.length > 100) this.past.shift();

@@ -1,6 +1,6 @@
 // Data Table: the examples that pass, as rows; only those on the screen are there.
 
-import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import * as api from "./api.js";
 import { shownValue } from "./data.js";
 import { isExported } from "./exported.js";
@@ -75,12 +75,12 @@ export function Table({ data, listed, state, store, tabs }) {
     const at = state.example === null ? -1 : listed.indexOf(state.example);
     store.set({ example: listed[Math.max(0, Math.min(count - 1, at + step))] }, false);
   };
-  const chosen = state.selected.length ? Uint32Array.from(state.selected) : listed ?? new Uint32Array();
+  const chosen = useMemo(() => (state.selected.length ? Uint32Array.from(state.selected) : listed ?? new Uint32Array()), [state.selected, listed]);
   const mark = (id) => (state.sort?.id === id ? (state.sort.down ? "descending" : "ascending") : "none");
   const arrow = (id) => ({ ascending: " ▲", descending: " ▼", none: "" })[mark(id)];
   const shift = topOf(first, height, whole, count);
   const offset = whole < count * ROW ? Math.min(Math.max(top - (firstRow(top, height, whole, count) - first) * ROW, 0), whole) : shift;
-  const selected = new Set(state.selected);
+  const selected = useMemo(() => new Set(state.selected), [state.selected]);
   const told = async (done, work) => {
     try {
       await work();
