@@ -34,7 +34,19 @@ import numpy as np
 from formats import Format, Opened, available
 from hidden_states import HIDDEN, hidden_states
 from numpy.typing import NDArray
-from rounds import MB, Report, Scratch, Task, cpu_ratio, environment, equal, interleaved, machine, wall_ratio
+from rounds import (
+    MB,
+    Report,
+    Scratch,
+    Task,
+    cpu_ratio,
+    environment,
+    equal,
+    interleaved,
+    machine,
+    peak_megabytes,
+    wall_ratio,
+)
 
 from t3vis.store import seal
 from t3vis.store.codecs import bitrounded, encoder
@@ -417,8 +429,7 @@ def peak_of(task: str, folder: str = "", n_rows: str = "0") -> float:
         log(few_batches(int(n_rows)), new_writer(Path(folder), int(n_rows)))
     elif task == "sealer":
         seal.main([str(Path(folder) / "run.zarr"), "train:0"])
-    status = Path("/proc/self/status").read_text()  # ru_maxrss would be that of the parent too
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / MB
+    return peak_megabytes()
 
 
 def few_batches(n_rows: int) -> Iterator[Rows]:

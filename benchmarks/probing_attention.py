@@ -5,7 +5,6 @@ A section of ``bench_probing.py``.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rounds import Report, Scratch, Task, Timings, environment, interleaved, wall_ratio
+from rounds import Report, Scratch, Task, Timings, environment, interleaved, peak_megabytes, wall_ratio
 
 from t3vis.analysis.attention_patterns import PATTERNS, HeadPatterns
 from t3vis.analysis.conllu import sentences
@@ -21,10 +20,10 @@ from t3vis.probing.attention_patterns import attention_patterns, vocabulary_of
 from t3vis.probing.attention_texts import document_rows
 from t3vis.probing.batches import batches
 
-N_ROUNDS = 7
+N_ROUNDS = 5
 MAX_TOKENS = (128, 32)
 """Lengths of the examples: documents, and single sentences."""
-N_MEMORY = (256, 2048)
+N_MEMORY = (128, 1024)
 MAX_GROWTH = 16.0
 """Megabytes that eight times as many examples may take: the numbers of examples, their lengths and their order."""
 
@@ -37,7 +36,7 @@ def speed(data: Path, report: Report, *, quick: bool) -> None:
     known = vocabulary_of(tokenizer)
     parsed = list(sentences((data / "ewt" / "dev.conllu").read_text(encoding="utf-8").splitlines()))
     for max_tokens in MAX_TOKENS:
-        documents = document_rows(parsed[: 300 if quick else 800], tokenizer, max_tokens=max_tokens)
+        documents = document_rows(parsed[: 150 if quick else 400], tokenizer, max_tokens=max_tokens)
         rows, numbers = documents.rows, documents.sentence_ids
 
         def forward(_: Any, rows: list[dict[str, Any]] = rows) -> None:
@@ -60,8 +59,9 @@ def speed(data: Path, report: Report, *, quick: bool) -> None:
 
 def memory(data: Path, report: Report, *, quick: bool) -> None:  # noqa: ARG001  the same of every section
     """Peak memory of processes that read few and many examples."""
-    peaks = [_peak(n // (4 if quick else 1)) for n in N_MEMORY]
-    print(f"peak memory at {N_MEMORY[0]:,} and {N_MEMORY[1]:,} examples: {peaks[0]:,.1f} and {peaks[1]:,.1f} MB")
+    few, many = (n // (4 if quick else 1) for n in N_MEMORY)
+    peaks = _peak(few), _peak(many)
+    print(f"  peak memory at {few:,} and {many:,} examples: {peaks[0]:,.1f} and {peaks[1]:,.1f} MB")
     report.target("memory of 8 times the examples, MB more", peaks[1] - peaks[0], at_most=MAX_GROWTH)
 
 
@@ -78,7 +78,7 @@ def _read(n_examples: int) -> None:
     ids = np.random.default_rng(0).integers(1000, 20_000, (n_examples, 62))
     rows = [{"input_ids": [101, *row.tolist(), 102]} for row in ids]
     _check(attention_patterns(model, rows, vocabulary_of(tokenizer), batch_size=16))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    print(peak_megabytes())
 
 
 def _minilm() -> tuple[Any, Any]:

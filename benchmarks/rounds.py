@@ -105,6 +105,12 @@ def cpu_seconds(who: int = resource.RUSAGE_SELF) -> float:
     return used.ru_utime + used.ru_stime
 
 
+def peak_megabytes() -> float:
+    """The most memory that this process has had; ``ru_maxrss`` would be that of its parent too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / MB
+
+
 def wall_ratio(timings: Timings, name: str, to: str) -> float:
     """Median over the rounds of one task's seconds in those of another."""
     return statistics.median(one.wall / other.wall for one, other in zip(timings[name], timings[to], strict=True))
@@ -146,7 +152,7 @@ class Report:
             raise ValueError(f"{text} has no target")
         ok = value <= bound if at_least is None else value >= bound
         self.figures[text] = {"value": round(value, 4), "target": bound, "ok": ok}
-        self._targets.append(f"  {text:<70}{value:8.2f}   {sign} {bound:<5g} {'holds' if ok else 'DOES NOT HOLD'}")
+        self._targets.append(f"  {text:<70}{value:9.3f}   {sign} {bound:<5g} {'holds' if ok else 'DOES NOT HOLD'}")
 
     def printed(self, text: str, value: float) -> None:
         """Keep a figure without a target."""
@@ -154,7 +160,7 @@ class Report:
 
     def summary(self) -> None:
         """All targets, and whether they hold."""
-        print("\nTargets (medians of the rounds)", *self._targets, sep="\n")
+        print("\nTargets (of what is timed, the median of the rounds)", *self._targets, sep="\n")
 
 
 def machine(folder: Path, packages: Sequence[str]) -> str:

@@ -139,8 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     here = DEFAULT_DATA if DEFAULT_DATA.exists() else None
     parser.add_argument("--data", type=Path, default=here, required=here is None, help="the folder of pairs")
     parser.add_argument("--out", type=Path, default=Path("runs/translation.zarr"), help="where to record")
-    parser.add_argument("--pairs", type=int, default=6000, help="how many to train on")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=3000, help="how many to train on")
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--show", type=int, default=8, help="how many pairs")
     asked = parser.parse_args(arguments)
     tokenizer = train(asked.data, asked.out, asked.pairs, asked.epochs)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,6 +35,9 @@ T = TypeVar("T")
 
 MAX_REFERENCES = 20_000
 """Neighbours are looked for among that many examples at most, drawn at random: the work is then linear in them."""
+MIN_REFERENCES = 5_000
+MAX_PAIRS = 4_000_000_000
+"""Above 200,000 examples neighbours are looked for among fewer, so that no more pairs are compared, down to 5,000."""
 MOST_NEIGHBOURS = 100
 """Neighbours that are asked about a label: a tenth of a small data set, so that they are near, and at most so many."""
 
@@ -129,7 +131,10 @@ def analyzed_suspects(run: Run, split: Split) -> Suspects:
     AnalysisError
         If nothing was recorded, or of a task of another kind.
     """
-    parameters = {"n_neighbours": max(10, min(MOST_NEIGHBOURS, split.n_examples // 10))}
+    parameters = {
+        "n_neighbours": max(10, min(MOST_NEIGHBOURS, split.n_examples // 10)),
+        "n_references": n_references(split.n_examples),
+    }
     known = _current(run, split, "label_quality", parameters)
     if known is not None:
         return Suspects(**known.columns)
@@ -137,7 +142,8 @@ def analyzed_suspects(run: Run, split: Split) -> Suspects:
     suspects_of = _for_task(split, _SUSPECTS, "label quality")
     neighbours = None
     if "hidden_states" in split.arrays and split.attributes["task"] != "multiple_choice":  # places are no classes
-        neighbours = _neighbours(_over_passes_and_layers(split), k=parameters["n_neighbours"])
+        states = _over_passes_and_layers(split)
+        neighbours = _neighbours(states, f"label quality of {split.name}", k=parameters["n_neighbours"])
     computed = suspects_of(logits, split.labels, neighbours=neighbours)
     _keep(run, split, "label_quality", computed.as_columns(), parameters)
     return computed
@@ -244,13 +250,14 @@ def analyzed_outliers(run: Run, split: Split) -> Outliers:
     AnalysisError
         If no hidden states were recorded.
     """
-    known = _current(run, split, "outliers", {})
+    parameters = {"n_references": n_references(split.n_examples)}
+    known = _current(run, split, "outliers", parameters)
     if known is not None:
         return _as_outliers(known)
     _recorded(split, "hidden_states")
     loss = loss_trajectories(split.loss[:]).mean if "loss" in split.arrays else None
     computed = _outliers_of(split, _passes_with_states(split)[-1], loss)
-    _keep(run, split, "outliers", _outlier_columns(computed), {})
+    _keep(run, split, "outliers", _outlier_columns(computed), parameters)
     return computed
 
 
@@ -263,12 +270,13 @@ def analyzed_pass_outliers(run: Run, split: Split, pass_index: int) -> Outliers:
         If no hidden states of that pass are kept.
     """
     name = f"outliers_{pass_name(pass_index)}"
-    known = _current(run, split, name, {"pass": pass_index})
+    parameters = {"pass": pass_index, "n_references": n_references(split.n_examples)}
+    known = _current(run, split, name, parameters)
     if known is not None:
         return _as_outliers(known)
     _recorded(split, "hidden_states")
     computed = _outliers_of(split, pass_index, split.loss[pass_index] if "loss" in split.arrays else None)
-    _keep(run, split, name, _outlier_columns(computed), {"pass": pass_index})
+    _keep(run, split, name, _outlier_columns(computed), parameters)
     return computed
 
 
@@ -279,7 +287,8 @@ def _outliers_of(split: Split, pass_index: int, loss: NDArray[Any] | None) -> Ou
         nearest, own = mahalanobis(states, split.labels)
     else:  # without classes all examples are one cloud
         nearest, own = mahalanobis(states, np.zeros(split.n_examples, np.int64))[0], unknown
-    return outliers(knn_distance(_neighbours(states)), nearest, own, unknown if loss is None else loss)
+    distance = knn_distance(_neighbours(states, f"outliers of {split.name}"))
+    return outliers(distance, nearest, own, unknown if loss is None else loss)
 
 
 def _outlier_columns(found: Outliers) -> dict[str, NDArray[Any]]:
@@ -315,7 +324,8 @@ def analyzed_drift(run: Run, split: Split) -> Drift:
         If no hidden states were recorded, or of a single pass only.
     """
     _recorded(split, "hidden_states")
-    known, of_layers = _current(run, split, "drift", {}), _current(run, split, "layer_drift", {})
+    parameters = {"n_references": n_references(split.n_examples)}
+    known, of_layers = _current(run, split, "drift", parameters), _current(run, split, "layer_drift", {})
     if known is not None and of_layers is not None:
         first, last = of_layers.attributes["passes_shown"]
         return Drift(of_layers.columns["cka"], **known.columns, passes=(first, last), layers=split.layers)
@@ -324,12 +334,13 @@ def analyzed_drift(run: Run, split: Split) -> Drift:
         raise AnalysisError(f"{split.path} holds hidden states of a single pass; change needs two.")
     ends = indices[0], indices[-1]
     before, after = ([Layer(split, index, number) for number in range(len(split.layers))] for index in ends)
+    near = [_neighbours(states[-1], f"change of {split.name}") for states in (before, after)]
     columns = {
         "displacement": displacement(before[-1], after[-1]).distance,
-        "neighbourhood_change": neighbourhood_change(_neighbours(before[-1]), _neighbours(after[-1])),
+        "neighbourhood_change": neighbourhood_change(*near),
     }
     between = cka(before, after)
-    _keep(run, split, "drift", columns, {})
+    _keep(run, split, "drift", columns, parameters)
     more = {"passes_shown": list(ends), "layers": split.layers}
     _keep(run, split, "layer_drift", {"cka": between}, {}, dims=("layer", "other_layer"), **more)
     return Drift(between, **columns, passes=ends, layers=split.layers)
@@ -378,9 +389,27 @@ def _over_passes_and_layers(split: Split) -> SideBySide:
     return SideBySide([MeanDirection([Layer(split, index, number) for index in indices]) for number in numbers])
 
 
-def _neighbours(states: StatesLike, *, k: int = 15) -> Neighbours:
+def n_references(n_examples: int) -> int:
+    """Among how many examples neighbours are looked for.
+
+    Examples
+    --------
+    >>> [n_references(n) for n in (1_000, 50_000, 400_000, 5_000_000)]
+    [1000, 20000, 10000, 5000]
+    """
+    return min(n_examples, MAX_REFERENCES, max(MIN_REFERENCES, MAX_PAIRS // max(n_examples, 1)))
+
+
+def _neighbours(states: StatesLike, what: str, *, k: int = 15) -> Neighbours:
     """The nearest neighbours of all examples, among a sample of them where they are many."""
-    return nearest_neighbours(states, k=k, references=sample_of(states.shape[0], MAX_REFERENCES))
+    n_examples = states.shape[0]
+    references = sample_of(n_examples, n_references(n_examples))
+    with tqdm(desc=f"neighbours for the {what}", total=n_examples, unit=" examples", delay=1, leave=False) as bar:
+
+        def show(done: int, _total: int) -> None:
+            bar.update(done - bar.n)
+
+        return nearest_neighbours(states, k=k, references=references, progress=show)
 
 
 def _recorded(split: Split, name: str) -> Any:
@@ -461,7 +490,5 @@ def _keep(
     dims: tuple[str, ...] = ("example",),
     **more: Any,
 ) -> None:
-    if not isinstance(run.path, Path):
-        return  # a copy at a URL is read only
     attributes = {**_provenance(split, parameters), **more}
     write_result(run.path, split.name, name, columns, meanings=MEANINGS, attributes=attributes, dims=dims)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t3vis.analysis.attention_patterns import KINDS, PATTERNS, HeadPatterns
+from t3vis.analysis.nearest import sample_of
 from t3vis.checkpointed import pass_with_checkpoint, provenance
 from t3vis.errors import ProbingError
 from t3vis.store.reader import Run, Split
@@ -84,7 +85,7 @@ def analyzed_attention(
     ProbingError
         If there is no checkpoint, no tokenizer in it, or nothing to read of the examples.
     """
-    ids = _chosen(split.n_examples, max_examples, seed)
+    ids = sample_of(split.n_examples, max_examples, seed=seed)
     if model is not None:
         return _probed(model, split, ids)
     chosen, checkpoint = pass_with_checkpoint(split, pass_index)
@@ -161,13 +162,6 @@ def example_rows(split: Split, ids: NDArray[np.int64], tokenizer: Any) -> list[d
     return text_rows([texts[0][int(i)] for i in ids], tokenizer)
 
 
-def _chosen(n_examples: int, most: int, seed: int) -> NDArray[np.int64]:
-    """All examples, or so many of them by chance, in order."""
-    if n_examples <= most:
-        return np.arange(n_examples)
-    return np.sort(np.random.default_rng(seed).choice(n_examples, most, replace=False))
-
-
 def _kept(run: Run, split: Split, index: int, made_of: dict[str, Any]) -> HeadPatterns | None:
     columns: dict[str, NDArray[Any]] = {}
     attention: tuple[str, ...] = ()
@@ -181,8 +175,6 @@ def _kept(run: Run, split: Split, index: int, made_of: dict[str, Any]) -> HeadPa
 
 
 def _keep(run: Run, split: Split, index: int, found: HeadPatterns, made_of: dict[str, Any]) -> None:
-    if not isinstance(run.path, Path):
-        return  # a copy at a URL is read only
     axes = {"attention": list(found.attention), "patterns": list(PATTERNS), "kinds": list(KINDS)}
     for table, (dims, meanings) in TABLES.items():
         write_result(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t3vis.analysis.head_importance import FORMS, HeadImportance, head_importance
+from t3vis.analysis.nearest import sample_of
 from t3vis.checkpointed import pass_with_checkpoint, provenance
 from t3vis.code_version import code_version
 from t3vis.errors import AnalysisError, ProbingError
@@ -155,7 +156,15 @@ def analyzed_heads(
     found, gradients = _probed(checkpoint.path, split, max_examples, n_removed, seed, source=source)
     _keep(run, split, f"head_importance_{name}", found, made_of)
     if keep_examples:
-        _write(run, split, f"head_gradients_{name}", {"gradient": gradients}, made_of, ("layer", "example", "head"))
+        write_result(
+            run.path,
+            split.name,
+            f"head_gradients_{name}",
+            {"gradient": gradients},
+            meanings=MEANINGS,
+            attributes=made_of,
+            dims=("layer", "example", "head"),
+        )
     return found
 
 
@@ -198,8 +207,7 @@ def labelled_examples(split: Split, max_examples: int, seed: int = 0) -> tuple[N
     tokens, labels = split.token_ids, split.labels
     if tokens is None:
         raise ProbingError(f"{split.path} holds no token ids; train on a dataset with a column input_ids.")
-    n_examples = min(split.n_examples, max_examples)
-    ids = np.sort(np.random.default_rng(seed).permutation(split.n_examples)[:n_examples])
+    ids = sample_of(split.n_examples, max_examples, seed=seed)
     has_label = labels.ndim == 2 or bool((labels >= 0).any())
     rows = [
         {"input_ids": tokens[i].tolist()} | ({"labels": labels[i].tolist()} if has_label else {}) for i in ids.tolist()
@@ -250,19 +258,8 @@ def _keep(run: Run, split: Split, name: str, found: HeadScores, made_of: dict[st
         "source": found.source,
         "n_examples": {score: importance.n_examples for score, importance in found.scores.items()},
     }
-    _write(run, split, name, columns, {**made_of, **said}, ("layer", "head"))
-
-
-def _write(
-    run: Run,
-    split: Split,
-    name: str,
-    columns: dict[str, NDArray[Any]],
-    attributes: dict[str, Any],
-    dims: tuple[str, ...],
-) -> None:
-    if isinstance(run.path, Path):  # a copy at a URL is read only
-        write_result(run.path, split.name, name, columns, meanings=MEANINGS, attributes=attributes, dims=dims)
+    attributes = {**made_of, **said}
+    write_result(run.path, split.name, name, columns, meanings=MEANINGS, attributes=attributes, dims=("layer", "head"))
 
 
 def _or_none(value: float) -> float | None:

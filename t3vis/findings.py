@@ -17,6 +17,7 @@ from t3vis.analyze import (
     analyzed_progress,
     analyzed_separability,
     analyzed_suspects,
+    n_references,
 )
 from t3vis.errors import AnalysisError
 from t3vis.store.reader import Run, Split
@@ -162,6 +163,9 @@ def findings(run: Run, split: Split, *, burn_in: int = 0, burn_out: int | None =
         lines = _of_data_map(run, split, burn_in, burn_out)
     else:
         lines = [f"{split.name}: {split.n_examples:,} examples over {len(split.passes)} passes, without logits"]
+    n_asked = n_references(split.n_examples)
+    if "hidden_states" in split.arrays and n_asked < split.n_examples:
+        lines.append(f"  neighbours in hidden space: looked for among {n_asked:,} examples drawn at random")
     for what, lines_of in (
         ("passes", _of_progress),
         ("label quality", _of_suspects),

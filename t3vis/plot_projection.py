@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from t3vis.errors import AnalysisError
-from t3vis.plots import GREY, INK, MAX_VECTOR_MARKERS, PALE
+from t3vis.plots import GREY, INK, MAX_VECTOR_MARKERS, PALE, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -195,7 +195,7 @@ def _draw_classes(
         _name_on_map(ax, places, labels, {label: looks[label] for label in order})
     is_short = len(known) <= len(MANY)
     entries = [
-        _swatch(looks[label], f"{_short(looks[label].name, 30 if is_short else 25)} ({n_of[label]:,})")
+        _swatch(looks[label], f"{shortened(looks[label].name, 30 if is_short else 21)} ({n_of[label]:,})")
         for label in order[:MAX_LISTED]
     ]
     if np.any(labels < 0):
@@ -244,7 +244,7 @@ def _name_on_map(ax: Axes, places: NDArray[np.float64], labels: NDArray[np.integ
     for label, look in looks.items():
         x, y = _densest(places[labels == label])
         dark = 0.7 * np.array(to_rgb(look.color))
-        text = ax.text(x, y, _short(look.name, 26), fontsize=size, color=dark, ha="center", va="center", zorder=5)
+        text = ax.text(x, y, shortened(look.name, 26), fontsize=size, color=dark, ha="center", va="center", zorder=5)
         text.set(parse_math=False, fontweight="bold", path_effects=[withStroke(linewidth=3, foreground="white")])
         box = text.get_window_extent()
         if any(box.overlaps(other) for other in written) or box.x0 < frame.x0 or box.x1 > frame.x1:
@@ -290,10 +290,6 @@ def _swatch(look: Look, label: str) -> Line2D:
     swatch = Line2D([], [], linestyle="", marker=look.marker, markersize=6, label=label)
     swatch.set(markerfacecolor=look.color, markeredgecolor="none")
     return swatch
-
-
-def _short(name: str, n_characters: int) -> str:
-    return name if len(name) <= n_characters else name[: n_characters - 1] + "…"
 
 
 def _write_text(figure: Figure, title: str, lines: Sequence[str]) -> None:

@@ -397,6 +397,20 @@ def _short(count: float, _position: int | None = None) -> str:
     return f"{count:g}"
 
 
+def shortened(name: str, n_characters: int) -> str:
+    """A name of at most so many characters, cut in the middle: names of many classes differ only at the end.
+
+    Examples
+    --------
+    >>> shortened("balance_not_updated_after_bank_transfer", 25)
+    'balance_not_…ank_transfer'
+    """
+    if len(name) <= n_characters:
+        return name
+    n_last = (n_characters - 1) // 2
+    return f"{name[: n_characters - 1 - n_last]}…{name[len(name) - n_last :]}"
+
+
 def _marker(correctness: float) -> str:
     return CORRECTNESS_MARKERS[round(correctness * MAX_LEVELS)]
 

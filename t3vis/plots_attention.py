@@ -5,15 +5,16 @@ As in `t3vis.plots`, nothing global changes, and what the colours say is written
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from t3vis.analysis.attention_patterns import MEANINGS, PATTERNS, HeadPatterns, head_names
+from t3vis.analysis.attention_patterns import MEANINGS, PATTERNS, HeadPatterns, Name, head_names
 from t3vis.errors import AnalysisError
 from t3vis.plots import GREY, INK, PALE
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_attention", "plot_head_patterns", "plot_offsets"]
 
-COLORS = {
+COLORS: dict[Name, str] = {
     "previous": "#134a8a",
     "next": "#4f9fc8",
     "same_position": "#6a51a3",
@@ -38,8 +39,13 @@ COLORS = {
     "broad": "#aeb6c0",
     "mixed": "#e6e9ed",
 }
-WORDS = {"broad": "attends broadly", "mixed": "no one pattern"}
-SHORT = {"same_position": "itself", "same_token": "same token", "same_sentence": "sentence", "same_span": "span"}
+WORDS: dict[Name, str] = {"broad": "attends broadly", "mixed": "no one pattern"}
+SHORT: dict[Name, str] = {
+    "same_position": "itself",
+    "same_token": "same token",
+    "same_sentence": "sentence",
+    "same_span": "span",
+}
 MAX_HEADS_WITH_TEXT = 400
 MAX_TOKENS = 60
 MAX_LINES = 8
@@ -48,7 +54,8 @@ MAX_LINES = 8
 def plot_head_patterns(patterns: HeadPatterns, *, title: str | None = None) -> Figure:
     """All heads by layer, the colour and the word in each cell its pattern, the number its mass.
 
-    The more of a head's attention follows its pattern, the stronger the colour.
+    The more of a head's attention follows its pattern, the stronger the colour; one that follows several has a stripe
+    for each.
 
     Raises
     ------
@@ -56,16 +63,19 @@ def plot_head_patterns(patterns: HeadPatterns, *, title: str | None = None) -> F
         If there is no head.
     """
     names = head_names(patterns)
-    n_layers, n_heads = names.shape
-    if not names.size:
+    n_layers, n_heads = patterns.entropy.shape
+    if not names:
         raise AnalysisError("there is no head to draw; the model has no attention.")
     cell = min(0.82, 11 / n_heads)
     width, height = cell * n_heads, 0.62 * cell * n_layers
     figure = Figure(figsize=(width + 3.6, max(height + 1.6, 1.2 + 0.42 * len(COLORS) / 2)), dpi=150, facecolor="white")
     ax = _axes(figure, 0.95, figure.get_size_inches()[1] - 0.75 - height, width, height)
-    for (layer, head), name in np.ndenumerate(names):
-        if name:
-            _draw_head(ax, layer, head, str(name), _share(patterns, layer, head, str(name)), names.size)
+    for (layer, head), several in names.items():
+        for number, name in enumerate(several):
+            stripe = _Stripe(head, layer + 0.04 + 0.92 * number / len(several), 0.92 / len(several))
+            _draw_stripe(
+                ax, stripe, name, _share(patterns, layer, head, name), with_text=len(names) <= MAX_HEADS_WITH_TEXT
+            )
     ax.set(xlim=(0, n_heads), ylim=(n_layers, 0))
     ax.set_xticks(np.arange(n_heads) + 0.5, [str(i) for i in range(n_heads)])
     kinds = [kind if set(patterns.attention) != {"self"} else "" for kind in patterns.attention]
@@ -74,36 +84,47 @@ def plot_head_patterns(patterns: HeadPatterns, *, title: str | None = None) -> F
     ax.set_ylabel("layer", color=INK, fontsize=10)
     ax.tick_params(length=0, colors=GREY, labelsize=8.5)
     ax.spines[:].set_visible(False)
-    _legend(figure, [name for name in COLORS if (names == name).any()], names, 0.95 + width + 0.3)
+    _legend(figure, Counter(name for several in names.values() for name in several), 0.95 + width + 0.3)
     _write_title(figure, title or "What each attention head attends to", "number: share of the attention")
     return figure
 
 
-def _draw_head(ax: Axes, layer: int, head: int, name: str, share: float | None, n: int) -> None:
+class _Stripe(NamedTuple):
+    """A part of the cell of a head: its left and upper end, and how high it is; 1 is the width of a column."""
+
+    left: float
+    top: float
+    height: float
+
+
+def _draw_stripe(ax: Axes, stripe: _Stripe, name: Name, share: float | None, *, with_text: bool) -> None:
     strength = 1.0 if share is None else 0.3 + 0.7 * share
     color = tuple(strength * c + (1 - strength) for c in to_rgb(COLORS[name]))
-    ax.add_patch(Rectangle((head + 0.03, layer + 0.04), 0.94, 0.92, facecolor=color, edgecolor="none"))
-    if n > MAX_HEADS_WITH_TEXT or share is None:
+    left, top, height = stripe
+    ax.add_patch(Rectangle((left + 0.03, top), 0.94, height, facecolor=color, edgecolor="none"))
+    if not with_text or share is None:
         return
     is_dark = float(np.dot(color, (0.3, 0.59, 0.11))) < 0.55
     style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white" if is_dark else INK}
-    ax.text(head + 0.5, layer + 0.36, SHORT.get(name, name), fontsize=6.4, **style)
-    ax.text(head + 0.5, layer + 0.68, f"{share:.2f}", fontsize=7.4, **style)
+    if height > 0.5:
+        ax.text(left + 0.5, top + 0.35 * height, SHORT.get(name, name), fontsize=6.4, **style)
+        ax.text(left + 0.5, top + 0.7 * height, f"{share:.2f}", fontsize=7.4, **style)
+    else:
+        ax.text(left + 0.5, top + height / 2, f"{SHORT.get(name, name)} {share:.2f}", fontsize=5.8, **style)
 
 
-def _share(patterns: HeadPatterns, layer: int, head: int, name: str) -> float | None:
+def _share(patterns: HeadPatterns, layer: int, head: int, name: Name) -> float | None:
     return float(patterns.mass[layer, head, PATTERNS.index(name)]) if name in PATTERNS else None
 
 
-def _legend(figure: Figure, shown: Sequence[str], names: NDArray[np.str_], left: float) -> None:
+def _legend(figure: Figure, counts: Counter[Name], left: float) -> None:
     across, up = figure.get_size_inches()
-    for number, name in enumerate(shown):
+    for number, name in enumerate(name for name in COLORS if name in counts):
         y = up - 0.9 - 0.42 * number
         box = Rectangle((left / across, y / up), 0.16 / across, 0.16 / up, transform=figure.transFigure)
         box.set(facecolor=COLORS[name], edgecolor="none")
         figure.add_artist(box)
-        count = int((names == name).sum())
-        text = f"{WORDS.get(name, name.replace('_', ' '))} ({count})"
+        text = f"{WORDS.get(name, name.replace('_', ' '))} ({counts[name]})"
         figure.text((left + 0.25) / across, (y + 0.02) / up, text, fontsize=8.5, color=INK)
         meaning = next((text for pattern, text in MEANINGS.items() if pattern == name), "")
         figure.text((left + 0.25) / across, (y - 0.13) / up, meaning.split(";")[0], fontsize=6.6, color=GREY)

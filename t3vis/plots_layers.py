@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from t3vis.analysis.slices import by_group
 from t3vis.errors import AnalysisError
-from t3vis.plots import GREY, INK, PALE
+from t3vis.plots import GREY, INK, PALE, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -202,10 +202,7 @@ def _short(value: float) -> str:
 
 def _name(class_names: Sequence[str] | None, label: int) -> str:
     name = class_names[label] if class_names is not None and label < len(class_names) else str(label)
-    if len(name) <= MAX_NAME:
-        return name
-    # Names of many classes begin alike, and differ at the end.
-    return f"{name[: MAX_NAME // 2]}…{name[len(name) - MAX_NAME // 2 + 1 :]}"
+    return shortened(name, MAX_NAME)
 
 
 def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

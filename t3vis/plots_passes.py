@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from t3vis.errors import AnalysisError
-from t3vis.plots import INK, axes_at, quieten, write_heading
+from t3vis.plots import INK, axes_at, quieten, shortened, write_heading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,7 +80,7 @@ def plot_passes(curves: Sequence[Curve], *, title: str | None = None) -> Figure:
         quieten(ax, "epochs trained", f"mean {name}" if name == "loss" else name)
     figure.legend(
         handles=[
-            Line2D([], [], label=_short(f"{curve.split} ({curve.mode} mode)"), **look)
+            Line2D([], [], label=shortened(f"{curve.split} ({curve.mode} mode)", MAX_NAME), **look)
             for curve, look in zip(shown, looks, strict=True)
         ],
         loc="upper left",
@@ -107,7 +107,3 @@ def _look(i: int, curve: Curve) -> dict[str, Any]:
         "linewidth": 1.6,
         "markersize": 5 if len(curve.epochs) <= MAX_LARGE_MARKERS else 2.5,
     }
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from t3vis import open_run
+from t3vis import analyze, open_run
 from t3vis.analysis.data_map import data_map
 from t3vis.analysis.drift import cka
 from t3vis.analysis.generalised import multi_label_map, regression_map
@@ -147,6 +147,23 @@ def test_what_is_read_from_the_store_is_what_was_computed(tmp_path):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
     first, second = (analyzed_difficulty(run, run.train) for _ in range(2))
     assert first.keys() == second.keys()
+
+
+def test_neighbours_among_some_are_said_to_be_so_and_are_another_result(tmp_path, monkeypatch):
+    run = recorded(tmp_path / "run.zarr")
+    assert not any("drawn at random" in line for line in findings(run, run.train))
+    before = stamps(run)
+    monkeypatch.setattr(analyze, "MAX_REFERENCES", 11)
+    said = findings(run, run.train)
+    assert "  neighbours in hidden space: looked for among 11 examples drawn at random" in said
+    assert read_result(run.path, "train", "outliers").attributes["parameters"] == {"n_references": 11}
+    after = stamps(run)
+    assert {name for name in RESULTS if after[name] != before[name]} == {
+        "label_quality",
+        "outliers",
+        "drift",
+        "layer_drift",
+    }
 
 
 def test_only_what_is_stale_is_computed_again(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from t3vis import analyze_projection, open_run
+from t3vis import analyze_maps, analyze_projection, open_run
 from t3vis.analysis.neighbours import neighbour_graph, neighbour_overlap
 from t3vis.analysis.projection import CONTINUED, REARRANGED, displacement, principal_axes, tsne
 from t3vis.analysis.projection_quality import projection_quality
@@ -191,8 +191,8 @@ def neighbour_ids(states: np.ndarray, unseen: list[int]) -> dict[int, set[int]]:
 
 
 def test_of_many_examples_some_make_the_map_and_the_others_are_placed_on_it(run_path, monkeypatch):
-    monkeypatch.setattr(analyze_projection, "MAX_FITTED", 80)
-    monkeypatch.setattr(analyze_projection, "N_LANDMARKS", 60)
+    monkeypatch.setattr(analyze_maps, "MAX_FITTED", 80)
+    monkeypatch.setattr(analyze_maps, "N_LANDMARKS", 60)
     found = mapped(run_path, pass_index=1)
     assert found.attributes["n_fitted"] == 60
     assert np.isfinite(found.coordinates).all()

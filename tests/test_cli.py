@@ -300,7 +300,7 @@ def test_project_interrupted_goes_on_from_there(in_demo_folder: Path, monkeypatc
         return False
 
     with monkeypatch.context() as patched:
-        patched.setattr("t3vis.analyze_projection.tqdm.set_postfix_str", interrupt)
+        patched.setattr("t3vis.analyze_maps.tqdm.set_postfix_str", interrupt)
         before = signal.getsignal(signal.SIGINT)
         assert main(["project", str(RUN), "--epoch", "0", "--seed", "7"]) == 1
         assert signal.getsignal(signal.SIGINT) is before

@@ -81,6 +81,17 @@ def test_classes_are_listed_and_told_apart(n_examples, n_classes):
     assert inside.y0 >= figure.bbox.y0
 
 
+@pytest.mark.parametrize("n_classes", [20, 77])
+def test_long_names_that_differ_at_the_end_are_told_apart_and_fit_the_page(n_classes):
+    labels = np.repeat(np.arange(n_classes), 1_000)
+    places = np.random.default_rng(0).normal(size=(len(labels), 2))
+    names = [f"BALANCE_NOT_UPDATED_AFTER_TRANSFER_{label}" for label in range(n_classes)]
+    figure = plot_projection(places, labels=labels, class_names=names)
+    assert len({entry.split(" (")[0] for entry in listed(figure)}) == n_classes
+    figure.draw_without_rendering()
+    assert legend(figure).get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_names_do_not_cover_each_other():
     labels = np.arange(300) % 30
     places = np.random.default_rng(0).normal(size=(300, 2))

@@ -31,6 +31,16 @@ def test_each_head_shows_its_pattern_and_its_mass(patterns):
     assert fits(figure)
 
 
+def test_a_head_that_follows_two_patterns_shows_both():
+    figure = plot_head_patterns(made_of({"same_token": 0.35, "cls": 0.45}, {"next": 0.4}))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["cls 0.45", "same token 0.35", "next", "0.40"]
+    upper, lower, alone = (patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle))
+    assert upper.get_y() + upper.get_height() == pytest.approx(lower.get_y())
+    assert upper.get_height() + lower.get_height() == pytest.approx(alone.get_height())
+    assert {"cls (1)", "same token (1)", "next (1)"} <= {text.get_text() for text in figure.texts}
+    assert fits(figure)
+
+
 def test_the_legend_counts_the_heads(patterns):
     words = [text.get_text() for text in plot_head_patterns(patterns).texts]
     assert {"previous (1)", "next (1)", "sep (1)", "attends broadly (1)"} <= set(words)

@@ -207,7 +207,7 @@ def scored(patterns: HeadPatterns, layer: int, head: int, pattern: Pattern) -> S
     return Scored(layer, head, pattern, mass, error, float(patterns.chance[layer, at[2]]), lift, top, holds)
 
 
-Name = Pattern | Literal["broad", "mixed", ""]
+Name = Pattern | Literal["broad", "mixed"]
 
 NAMED_FROM = 0.3
 """A head is named after a pattern from this mass on."""
@@ -215,46 +215,50 @@ LIFTED = 2.0
 """... if it is at least so many times chance."""
 BROAD_FROM = 0.85
 """Above this share of the greatest entropy a head that follows no pattern attends broadly."""
-_UNSPECIFIC: tuple[Pattern, ...] = ("delimiter", "same_sentence", "same_span")
+_CONTAINED: dict[Pattern, tuple[Pattern, ...]] = {
+    "delimiter": ("first", "cls", "sep"),
+    "same_sentence": ("previous", "next", "same_position", "same_span"),
+    "same_span": ("previous", "next", "same_position"),
+}
+"""Patterns that others are nearly always part of."""
 
 
-def head_names(patterns: HeadPatterns) -> NDArray[np.str_]:
-    """The pattern that each head follows: the one of greatest mass, if that is large and more than chance.
+def head_names(patterns: HeadPatterns) -> dict[tuple[int, int], tuple[Name, ...]]:
+    """The patterns that each head follows: all whose mass is large and more than chance, that of greatest mass first.
 
     Returns
     -------
-    Shape (n_layers, n_heads): a pattern; ``broad`` for a head that follows none and attends to nearly all alike;
-    ``mixed`` for any other; empty where there is no head.
+    For each layer and head the names of patterns; ``broad`` alone for a head that follows none and attends to nearly
+    all alike, ``mixed`` alone for any other.
 
     Notes
     -----
-    A head is named if its mass is at least 0.3 and at least twice chance. Patterns that contain others (any special
-    token, the sentence, the span) name a head only where none of those they contain does; where the first token is
-    always [CLS], it is called that.
+    A head is named after a pattern if its mass is at least 0.3 and at least twice chance. Patterns that contain others
+    (any special token, the sentence, the span) name a head only where none of those they contain does; where the first
+    token is always [CLS], it is called that.
 
     Examples
     --------
     >>> nan = np.full((1, 3, len(PATTERNS)), np.nan)
-    >>> nan[0, :2, :2] = [[0.9, 0.1], [0.2, 0.2]]
+    >>> nan[0, :2, :2] = [[0.4, 0.5], [0.2, 0.2]]
     >>> flat = np.array([[0.3, 0.9, np.nan]])
     >>> known = dict(chance=np.full((1, len(PATTERNS)), 0.1), relative_entropy=flat)
     >>> rest = dict.fromkeys(["error", "top", "holds", "n_examples", "entropy", "distance"], nan)
     >>> rest |= dict.fromkeys(["by_offset", "by_position", "by_kind"], nan)
     >>> head_names(HeadPatterns(("self",), mass=nan, **known, **rest))
-    array([['previous', 'broad', '']], dtype='<U13')
+    {(0, 0): ('next', 'previous'), (0, 1): ('broad',)}
     """
     follows = (patterns.mass >= NAMED_FROM) & (patterns.lift >= LIFTED)
-    masses = np.where(follows, patterns.mass, -1.0)
-    unspecific = [PATTERNS.index(name) for name in _UNSPECIFIC]
     first, cls = PATTERNS.index("first"), PATTERNS.index("cls")
-    masses[..., first] = np.where(masses[..., cls] >= masses[..., first], -1.0, masses[..., first])
-    specific = np.delete(masses, unspecific, axis=-1).max(-1) >= 0
-    masses[..., unspecific] = np.where(specific[..., None], -1.0, masses[..., unspecific])
-    best = masses.argmax(-1)
-    names = np.array(PATTERNS)[best]
-    nothing = np.where(patterns.relative_entropy >= BROAD_FROM, "broad", "mixed")
-    names = np.where(masses.max(-1) >= 0, names, nothing)
-    found: NDArray[np.str_] = np.where(np.isnan(patterns.relative_entropy), "", names)
+    follows[..., first] &= ~(patterns.mass[..., cls] >= patterns.mass[..., first])
+    for name, contained in _CONTAINED.items():
+        follows[..., PATTERNS.index(name)] &= ~follows[..., [PATTERNS.index(other) for other in contained]].any(-1)
+    order = np.argsort(-patterns.mass, axis=-1, kind="stable")
+    found: dict[tuple[int, int], tuple[Name, ...]] = {}
+    for layer, head in np.argwhere(np.isfinite(patterns.relative_entropy)).tolist():
+        names = tuple(PATTERNS[number] for number in order[layer, head] if follows[layer, head, number])
+        is_broad = patterns.relative_entropy[layer, head] >= BROAD_FROM
+        found[layer, head] = names or (("broad",) if is_broad else ("mixed",))
     return found
 
 

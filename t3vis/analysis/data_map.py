@@ -139,10 +139,15 @@ def data_map(
     """
     check_logits_and_labels(logits, labels)
 
-    def mapped(some: NDArray[Any], of_some: NDArray[np.integer], _: slice) -> Columns:
-        return map_of(trajectories(some, of_some)).as_columns()
+    def course(some: NDArray[Any], of_some: NDArray[np.integer], _: slice) -> Columns:
+        return vars(trajectories(some, of_some))
 
-    return map_by_example(mapped, logits, labels, burn_in=burn_in, burn_out=burn_out, chunk_size=chunk_size)
+    def mapped(courses: Columns, _labels: NDArray[np.integer], _: slice) -> Columns:
+        return map_of(Trajectories(**courses)).as_columns()
+
+    return map_by_example(
+        course, logits, labels, then=mapped, burn_in=burn_in, burn_out=burn_out, chunk_size=chunk_size
+    )
 
 
 def regions(data_map: DataMap, *, fraction: float = 1 / 3) -> Regions:
@@ -270,7 +275,7 @@ def variability(gold_probs: NDArray[np.floating]) -> NDArray[np.float64]:
     >>> variability(np.array([[0.25, 0.5], [0.75, np.nan]]))
     array([0.25, 0.  ])
     """
-    return np.sqrt(mean_over_epochs(np.square(gold_probs - mean_over_epochs(gold_probs))))
+    return _spread(gold_probs, mean_over_epochs(gold_probs))
 
 
 def correctness(correct: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -349,10 +354,11 @@ def map_by_example(
     burn_in: int,
     burn_out: int | None,
     chunk_size: int,
+    then: Callable[[Columns, NDArray[Any], slice], Columns] | None = None,
 ) -> DataMap:
-    """Map all examples by a function that maps some, as `by_example` calls it; options as in `data_map`."""
+    """Map all examples by what maps some, as `by_example` calls it; options as in `data_map`."""
     epochs = epoch_window(logits.shape[0], burn_in=burn_in, burn_out=burn_out)
-    columns = by_example(function, logits, labels, epochs=epochs, chunk_size=chunk_size)
+    columns = by_example(function, logits, labels, epochs=epochs, chunk_size=chunk_size, then=then)
     return DataMap(n_epochs=epochs.stop - epochs.start, **columns)
 
 
@@ -362,7 +368,7 @@ def map_of(chunk: Trajectories) -> DataMap:
     mean = confidence(chunk.gold_probs)
     return DataMap(
         confidence=mean,
-        variability=variability(chunk.gold_probs),
+        variability=_spread(chunk.gold_probs, mean),
         correctness=correctness(chunk.correct, known),
         threshold_closeness=threshold_closeness(mean),
         forgetting_events=forgetting_events(chunk.correct, known),
@@ -370,6 +376,11 @@ def map_of(chunk: Trajectories) -> DataMap:
         n_seen=chunk.seen.sum(axis=0),
         n_epochs=len(chunk.seen),
     )
+
+
+def _spread(gold_probs: NDArray[np.floating], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Root mean square distance from the mean over the epochs."""
+    return np.sqrt(mean_over_epochs(np.square(gold_probs - mean)))
 
 
 def _lowest(values: NDArray[np.float64], n_selected: int) -> NDArray[np.bool_]:

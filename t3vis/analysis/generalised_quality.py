@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t3vis.analysis.generalised import check_targets, mean_of_known, target_scale
-from t3vis.analysis.label_quality import Suspects, Votes, credibility, suspects_of_some
+from t3vis.analysis.label_quality import Suspects, Votes, suspects_of_some
 from t3vis.analysis.nearest import Neighbours
 from t3vis.analysis.trajectories import CHUNK_SIZE, Columns, LogitsLike, by_example, is_seen, mean_over_epochs
 
@@ -88,7 +88,7 @@ def regression_suspects(
     -------
     Credible to the model is the confidence of `regression_map`: ``exp(-|r| / s)`` with r the residual, its mean over
     outputs and epochs. To the neighbours it is the same of their weighted mean target. The score is one minus the
-    `credibility` by both. There is no suggested label, and no evidence that is of classes.
+    mean of both, in which the neighbours count twice. There is no suggested label, and no evidence that is of classes.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def regression_suspects(
         agreement = unknown if votes is None else close(_mean_of_neighbours(votes, examples, values), of_some)
         agreement = np.where(np.isnan(confidence), np.nan, agreement)
         return Suspects(
-            score=1 - credibility(confidence, agreement),
+            score=1 - np.where(np.isnan(agreement), confidence, (confidence + 2 * agreement) / 3),
             suggested_label=np.full(len(of_some), -1),
             suggested_prob=unknown,
             self_confidence=confidence,

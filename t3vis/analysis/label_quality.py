@@ -20,6 +20,9 @@ from t3vis.analysis.trajectories import (
 )
 from t3vis.errors import AnalysisError
 
+MAX_FOR_MEDIAN = 100_000
+"""Of more examples than this, some are enough for a median of distances."""
+
 
 @dataclass(frozen=True, eq=False)
 class Suspects:
@@ -127,24 +130,44 @@ def suspected_errors(
     check_logits_and_labels(logits, labels, min_classes=2)
     votes = None if neighbours is None else Votes(neighbours, len(labels))
 
-    def judged(some: NDArray[Any], of_some: NDArray[np.integer], examples: slice) -> Columns:
-        shares = None if votes is None else votes.shares(examples, labels, logits.shape[2])
-        return suspects_of_some(some, of_some, shares).as_columns()
+    def means(some: NDArray[Any], of_some: NDArray[np.integer], _: slice) -> Columns:
+        probs, aum = _means(some, of_some)
+        return {"probs": probs, "aum": aum}
 
-    return Suspects(**by_example(judged, logits, labels, chunk_size=chunk_size))
+    def judged(means: Columns, of_some: NDArray[np.integer], examples: slice) -> Columns:
+        shares = None if votes is None else votes.shares(examples, labels, logits.shape[2])
+        return _judged(np.ascontiguousarray(means["probs"].T), means["aum"], of_some, shares).as_columns()
+
+    return Suspects(**by_example(means, logits, labels, then=judged, chunk_size=chunk_size))
 
 
 def credibility(of_model: NDArray[np.floating], of_neighbours: NDArray[np.floating]) -> NDArray[np.float64]:
-    """What the model and the neighbours say together: a mean in which the neighbours count twice.
+    """How credible each class is by the model and the neighbours: their product, in which the neighbours count twice.
 
-    Both of one shape, in [0, 1]. Where the neighbours' is NaN that of the model stands alone.
+    Parameters
+    ----------
+    of_model, of_neighbours
+        Shape (n_examples, n_classes); each row sums to one, or is NaN.
+
+    Returns
+    -------
+    Shape (n_examples, n_classes): proportional to ``(p + 1/c) * (s + 1/c)**2`` for the probability p, the share s and c
+    classes; each row sums to one. Where the neighbours' is NaN that of the model stands alone.
+
+    Notes
+    -----
+    A mean would take a model that knows nothing yet for one that believes nothing; its factor is the same for every
+    class. What is added keeps either from ruling a class out.
 
     Examples
     --------
-    >>> credibility(np.array([0.9, 0.9]), np.array([0.3, np.nan]))
-    array([0.5, 0.9])
+    >>> credibility(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([[0.3, 0.7], [np.nan, np.nan]])).round(3)
+    array([[0.509, 0.491],
+           [0.9  , 0.1  ]])
     """
-    together = (of_model.astype(np.float64) + 2 * of_neighbours) / 3
+    equal = 1 / of_model.shape[1]
+    together = (of_model.astype(np.float64) + equal) * np.square(of_neighbours + equal)
+    together /= together.sum(axis=1, keepdims=True)
     return np.where(np.isnan(of_neighbours), of_model, together)
 
 
@@ -234,7 +257,8 @@ def neighbour_agreement(
     Returns
     -------
     Shape (n_examples,), in [0, 1]; NaN for an example without a label or without labelled neighbours. A neighbour at
-    distance d has the weight ``exp(-8 * d / m)``, with m the median of all distances to neighbours.
+    distance d has the weight ``exp(-8 * d / m)``, with m the median of all distances to neighbours; of more than
+    100,000 examples, that of every second, third, ... example.
 
     Raises
     ------
@@ -283,7 +307,8 @@ class Votes:
                 "pass those of the same examples in the same order."
             )
         self._neighbours = neighbours
-        known = neighbours.distances[~np.isnan(neighbours.distances)]
+        some = neighbours.distances[:: -(-n_examples // MAX_FOR_MEDIAN) or 1]
+        known = some[~np.isnan(some)]
         self._scale = float(np.median(known)) if known.size and np.median(known) > 0 else 1.0
 
     def weights(self, rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -380,7 +405,7 @@ def confident_learning(probs: NDArray[np.floating], labels: NDArray[np.integer])
 
 
 def _means(logits: NDArray[Any], labels: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean probability of every class, shape (n_examples, n_classes), and area under the margin, from one copy.
+    """Mean probability of every class, shape (n_classes, n_examples), and area under the margin, from one copy.
 
     Over the epochs in which an example was seen; NaN for one that never was.
     """
@@ -391,12 +416,22 @@ def _means(logits: NDArray[Any], labels: NDArray[np.integer]) -> tuple[NDArray[n
     n_seen = seen.sum(axis=0)
     probs = values.sum(axis=1, dtype=np.float64)
     probs /= np.where(n_seen > 0, n_seen, np.nan)
-    return np.ascontiguousarray(probs.T), aum
+    return probs, aum
 
 
 def suspects_of_some(logits: NDArray[Any], labels: NDArray[np.integer], shares: NDArray[np.float64] | None) -> Suspects:
     """Do what `suspected_errors` does, for logits in memory and the shares of the classes among the neighbours."""
     probs, aum = _means(logits, labels)
+    return _judged(np.ascontiguousarray(probs.T), aum, labels, shares)
+
+
+def _judged(
+    probs: NDArray[np.float64],
+    aum: NDArray[np.float64],
+    labels: NDArray[np.integer],
+    shares: NDArray[np.float64] | None,
+) -> Suspects:
+    """Suspects by the mean probabilities of shape (n_examples, n_classes), the areas, and the shares of the classes."""
     seen = ~np.isnan(probs[:, 0])
     labelled, column = _column(labels)
 

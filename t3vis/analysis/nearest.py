@@ -16,6 +16,8 @@ Metric = Literal["cosine", "euclidean"]
 
 BLOCK_BYTES = 64 << 20
 """Distances held at a time, in float32; smaller blocks are slower."""
+DIFFERENCE_BYTES = 4 << 20
+"""Differences held at a time: few enough for the cache, where they are used three times."""
 N_SPARE = 8
 """Candidates beyond those asked for, since products of float32 lose what is small beside the norms."""
 GROUP_SIZE = 25
@@ -50,6 +52,7 @@ def nearest_neighbours(
     metric: Metric = "cosine",
     references: NDArray[np.integer] | None = None,
     queries: NDArray[np.integer] | None = None,
+    progress: Progress | None = None,
 ) -> Neighbours:
     """The k nearest references of every example, itself left out; exact.
 
@@ -66,6 +69,8 @@ def nearest_neighbours(
         number of examples: see `sample_of`.
     queries
         Example ids to find neighbours for; by default all. The result has a row for each, in their order.
+    progress
+        Called after every chunk of examples.
 
     Returns
     -------
@@ -110,6 +115,8 @@ def nearest_neighbours(
         # Of unit vectors, one minus the cosine is half the squared distance.
         far = distances**2 / 2 if metric == "cosine" else distances
         found.distances[at, :k] = np.where(is_known, far, np.nan)
+        if progress is not None:
+            progress(start + len(chunk), len(queried))
     return found
 
 
@@ -168,8 +175,7 @@ def nearest_rows(
     farness = farness_to(rows)
     n_candidates = min(k + N_SPARE, len(rows))
     indices, distances = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float32)
-    n_values = max(len(rows), n_candidates * rows.shape[1])
-    for block in row_blocks(len(queries), n_values, BLOCK_BYTES):
+    for block in row_blocks(len(queries), len(rows), BLOCK_BYTES):
         far = farness(queries[block])
         if own is not None:
             is_row = np.flatnonzero(own[block] >= 0)
@@ -253,7 +259,11 @@ def by_distance(
     is_left_out: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """What was found for each query by rising distance, which is taken of the differences: they lose no digits."""
-    distances = np.linalg.norm(rows[found] - queries[:, np.newaxis], axis=2)
+    distances = np.empty(found.shape, np.float32)
+    for block in row_blocks(len(found), found.shape[1] * rows.shape[1], DIFFERENCE_BYTES):
+        apart = rows[found[block]]
+        apart -= queries[block, np.newaxis]
+        np.sqrt(np.vecdot(apart, apart), out=distances[block])
     if is_left_out is not None:
         distances[is_left_out] = np.inf
     rising = np.lexsort((found, distances), axis=1)

@@ -1,6 +1,8 @@
 """What the model returned for one micro-batch, into rows.
 
-Hidden states are pooled on the device, cast to float16, and cross to the host in one copy.
+Hidden states are pooled on the device, cast to float16, and cross to the host in one copy. Nothing in here waits for
+the device, but for what is recorded of each token: how many tokens have a label, and how long the examples of a row
+without padding are, the host must know before it can go on.
 """
 
 from __future__ import annotations
@@ -9,17 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from t3vis.callbacks.batches import Batch, wrong_number_of_rows
+from t3vis.callbacks.host_copies import HostCopies
 from t3vis.callbacks.spans import span_rows
 from t3vis.callbacks.tasks import IGNORED_LABEL, SEQUENCE_TASKS, TOKEN_TASKS, Task, sequence_rows, sequence_task
-from t3vis.callbacks.tokens import token_rows
+from t3vis.callbacks.tokens import Rows, token_rows
 from t3vis.errors import ConfigurationError
-from t3vis.store.ragged import Ragged
 
 Pooling = Literal["mean", "first", "last"] | Callable[[Tensor, Tensor], Tensor]
 Layers = Literal["all", "last"] | Sequence[int] | None
@@ -30,24 +30,29 @@ _TELLING = ("logits", "log_probs", "start_logits")
 
 @dataclass(frozen=True)
 class Captured:
-    """Rows of one micro-batch on the host, and what they show of the task.
+    """Rows of one micro-batch, on the host or on their way to it, and what they show of the task.
 
-    ``rows`` holds ``example``, what is recorded of the task (such as ``logits`` and ``loss``), ``hidden_states`` and,
-    for a store that has no other source for them, ``labels`` or ``targets`` and ``length``, in the dimensions of a
-    segment. ``layers`` and ``decoder_layers`` say which hidden states they are. ``left_out`` says in words what the
-    model returned, or was expected to, that is not among the rows.
+    ``copies`` are on their way, ``token_rows`` are there. ``layers`` and ``decoder_layers`` say which hidden states
+    they are. ``left_out`` says in words what the model returned, or was expected to, that is not among the rows.
     """
 
-    rows: dict[str, NDArray[Any] | Ragged]
+    n_examples: int
+    copies: HostCopies
+    token_rows: Rows
     task: Task
     layers: list[int] | None
     left_out: tuple[str, ...] = ()
     decoder_layers: list[int] | None = None
 
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """Ids of the examples."""
-        return np.asarray(self.rows["example"])
+    def rows(self) -> Rows:
+        """The rows, once they have arrived.
+
+        Returns
+        -------
+        ``example``, what is recorded of the task (such as ``logits`` and ``loss``), ``hidden_states`` and, for a store
+        that has no other source for them, ``labels`` or ``targets`` and ``length``, in the dimensions of a segment.
+        """
+        return {**self.copies.arrays(), **self.token_rows}
 
 
 def hidden_states_of(outputs: Mapping[str, Any]) -> Sequence[Tensor] | None:
@@ -65,7 +70,7 @@ def captured(
     problem_type: str | None,
     task: Task | None = None,
 ) -> Captured:
-    """Rows of one micro-batch.
+    """Rows of one micro-batch; those that are not of tokens are not waited for.
 
     Parameters
     ----------
@@ -90,12 +95,11 @@ def captured(
             "(AutoModelForSequenceClassification), or return a dict with 'logits' from your own."
         )
     task = task_of_batch(batch, found, task, problem_type)
-    rows: dict[str, NDArray[Any] | Ragged] = {"example": _host(batch.ids)}
-    task_rows, left_out = _task_rows(task, batch, found)
-    rows |= task_rows
+    of_task, of_tokens, left_out = _task_rows(task, batch, found)
+    rows = {"example": batch.ids, **of_task}
     mask = None if batch.mask is None else batch.mask[: len(batch.ids)]
     if mask is not None and mask.dim() == (3 if batch.n_choices > 1 else 2):
-        rows["length"] = _host(mask.flatten(1).sum(1).int())
+        rows["length"] = mask.flatten(1).sum(1).int()
     states, layers, decoder_layers = hidden_states_of(found), None, None
     if hidden_states is not None and states:
         layers = chosen_layers(hidden_states, len(states))
@@ -106,7 +110,7 @@ def captured(
             mask = _decoder_mask(task, batch, decoder_states[0].shape[1])
             chosen = [decoder_states[layer] for layer in decoder_layers]
             rows["decoder_hidden_states"] = _states(batch, chosen, mask, pooling)
-    return Captured(rows, task, layers, left_out, decoder_layers or None)
+    return Captured(len(batch.ids), HostCopies(rows), of_tokens, task, layers, left_out, decoder_layers or None)
 
 
 def task_of_batch(batch: Batch, outputs: Mapping[str, Any], task: Task | None, problem_type: str | None) -> Task:
@@ -142,31 +146,27 @@ def task_of_batch(batch: Batch, outputs: Mapping[str, Any], task: Task | None, p
     return "other"
 
 
-def _task_rows(
-    task: Task, batch: Batch, outputs: Mapping[str, Any]
-) -> tuple[dict[str, NDArray[Any] | Ragged], tuple[str, ...]]:
-    """What is recorded of the examples for their task, and in words what is not."""
+def _task_rows(task: Task, batch: Batch, outputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Rows, tuple[str, ...]]:
+    """What is recorded of the examples for their task: tensors, rows on the host, and in words what is left out."""
     if task in SEQUENCE_TASKS:
         logits = outputs["logits"]
         if len(logits) != len(batch.ids):
             raise wrong_number_of_rows(len(logits), "logits", len(batch.ids))
-        rows = sequence_rows(task, logits, batch.labels)
-    elif task == "question_answering":
+        return sequence_rows(task, logits, batch.labels), {}, ()
+    if task == "question_answering":
         logits = torch.stack([outputs["start_logits"], outputs["end_logits"]], 1)
         batch.check_rows(logits, "logits")
-        rows = span_rows(logits, batch.spans, batch.mask)
-    else:
-        return token_rows(task, batch, outputs)
-    return {name: _host(tensor) for name, tensor in rows.items()}, ()
+        return span_rows(logits, batch.spans, batch.mask), {}, ()
+    return {}, *token_rows(task, batch, outputs)
 
 
-def _states(batch: Batch, states: Sequence[Tensor], mask: Tensor | None, pooling: Pooling) -> NDArray[Any]:
-    """Pooled hidden states of the examples, on the host; of several choices their mean."""
+def _states(batch: Batch, states: Sequence[Tensor], mask: Tensor | None, pooling: Pooling) -> Tensor:
+    """Pooled hidden states of the examples; of several choices their mean."""
     if mask is not None and batch.n_choices > 1:
         mask = mask.flatten(0, 1)
     own = [batch.own(state, "hidden states") for state in states]
     with torch.autocast(own[0].device.type, enabled=False):  # the mean over tokens is taken in float32
-        return _host(pooled(own, mask, pooling, n_choices=batch.n_choices))
+        return pooled(own, mask, pooling, n_choices=batch.n_choices)
 
 
 def _decoder_mask(task: Task, batch: Batch, n_tokens: int) -> Tensor | None:
@@ -280,8 +280,3 @@ def pool(state: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     present = mask.bool().int()
     at = present.argmax(1) if pooling == "first" else mask.shape[1] - 1 - present.flip(1).argmax(1)
     return state[torch.arange(len(state), device=state.device), at].float()
-
-
-def _host(tensor: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.detach().cpu().numpy()
-    return np.ascontiguousarray(array)

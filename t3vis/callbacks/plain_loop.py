@@ -216,7 +216,8 @@ class Recorder:
         Parameters
         ----------
         ids
-            Shape (n,): row numbers in the dataset, in the order of the batch.
+            Shape (n,): row numbers in the dataset, in the order of the batch. Better not on a GPU: they are checked at
+            once, and those there would be waited for.
         labels, attention_mask
             As the model takes them, if it is not called with them.
         global_step

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy, has_length
+from transformers.trainer_utils import has_length
 
 from t3vis.callbacks.attachment import Attachment, calling_trainer
-from t3vis.callbacks.batches import Batch, batch_of
 from t3vis.callbacks.capture import Layers, Pooling
 from t3vis.callbacks.example_ids import (
     IDS_KEY,
     WithoutIds,
-    check_identity,
     instrument,
     is_instrumented,
     source_dataset,
@@ -41,7 +39,14 @@ from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
 from t3vis.callbacks.splits import size_of
 from t3vis.callbacks.tasks import NamedTask
-from t3vis.callbacks.trainers import check_trainer, checkpoint_of, pairs_examples, shifts_labels
+from t3vis.callbacks.trainers import (
+    batch_given,
+    check_devices,
+    check_evaluation_sets,
+    check_labels,
+    check_trainer,
+    checkpoint_of,
+)
 from t3vis.errors import ConfigurationError, RecordingError
 from t3vis.store.codecs import Compression
 from t3vis.store.durable import Durability
@@ -212,7 +217,7 @@ class RecorderCallback(TrainerCallback):
         check_trainer(self._trainer)
         loader = instrument(kwargs["train_dataloader"], self._settings.id_column)
         self._trainer.callback_handler.train_dataloader = WithoutIds(loader)
-        self._check_evaluation_sets(args)
+        check_evaluation_sets(self._trainer, self._settings.id_column)
         if self._settings.heads:
             check_not_compiled(kwargs["model"], args.torch_compile)
         own = getattr(self._trainer.get_train_dataloader, "__func__", None) is not Trainer.get_train_dataloader
@@ -343,13 +348,9 @@ class RecorderCallback(TrainerCallback):
             yield
             return
         try:
-            batch = self._batch(session, ids, inputs, training=training)
-            if training and batch.labels is None and not batch.paired and session.is_first(opened.split):
-                names = " or ".join(dict.fromkeys((*self._trainer.label_names, "labels")))
-                raise ConfigurationError(
-                    f"the training batches hold no labels: found {', '.join(inputs)}, expected {names}; "
-                    "add a column of labels to the dataset, or name it in TrainingArguments(label_names=[...])."
-                )
+            batch = batch_given(self._trainer, session.task, ids, inputs, training=training)
+            if training and session.is_first(opened.split):
+                check_labels(self._trainer, batch, inputs)
             capture = self._captures(session)
             capture.arm(batch, called_module(model, capture.model))
             try:
@@ -398,18 +399,6 @@ class RecorderCallback(TrainerCallback):
                     raise refusal(error) from error
                 session.report(error, SPLIT, max(n_left, 1))  # training is not to suffer from it
 
-    def _batch(self, session: Session, ids: Any, inputs: Any, *, training: bool) -> Batch:
-        trainer = self._trainer
-        return batch_of(
-            ids,
-            inputs,
-            trainer.model,
-            (*trainer.label_names, "labels"),
-            training=training,
-            paired=pairs_examples(trainer),
-            shifted=shifts_labels(trainer, session.task),
-        )
-
     # What is open
 
     @property
@@ -425,12 +414,8 @@ class RecorderCallback(TrainerCallback):
 
     def _open_session(self, start_step: int | None, train_dataset: Any = None) -> Session:
         """A session for a training that starts at ``start_step``, or for evaluations only."""
-        args, settings = self._trainer.args, self._settings
-        if args.n_gpu > 1:
-            raise ConfigurationError(
-                f"torch.nn.DataParallel over {args.n_gpu} GPUs cannot be recorded: it copies the model for every "
-                "step; launch with torchrun (one process per GPU), or set CUDA_VISIBLE_DEVICES to one."
-            )
+        settings = self._settings
+        check_devices(self._trainer)
         if self._session is not None:
             self._session.finish()  # a restart with a smaller batch: nothing may be sealed behind its back
             wait_for_all(self._trainer)  # the run is not gone on with while another process still writes it
@@ -458,13 +443,6 @@ class RecorderCallback(TrainerCallback):
                 f"resume=True was asked for {self.path}, but training starts at step 0, which would take back all "
                 "that was recorded; call train(resume_from_checkpoint=...), or pass overwrite=True instead."
             )
-
-    def _check_evaluation_sets(self, args: TrainingArguments) -> None:
-        """Refuse before the first step what the first evaluation could not be recorded for."""
-        if args.eval_strategy != IntervalStrategy.NO or args.eval_on_start:
-            sets = self._trainer.eval_dataset
-            for dataset in sets.values() if isinstance(sets, dict) else [sets]:
-                check_identity(dataset, self._settings.id_column)
 
     def _can_tell_apart(self, loader: Any) -> bool:
         """Let the batches of an evaluation carry ids; during training, one that cannot is reported, not refused."""

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from t3vis.callbacks.batches import Batch
-from t3vis.callbacks.tasks import IGNORED_LABEL, SEQUENCE_TASKS, Task, unreduced_loss
-from t3vis.callbacks.tokens import gold_tokens
+from t3vis.callbacks.tasks import SEQUENCE_TASKS, Task, unreduced_loss
+from t3vis.losses import IGNORED_LABEL, gold_classes
 
 N_TOKENS = 4  # tokens of an example at which its gradients are compared
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 2e-2  # part of its size by which a gradient may be off a multiple of another,
@@ -47,7 +47,7 @@ def own_loss(task: Task, batch: Batch, outputs: Mapping[str, Any], label_smoothi
         if task in SEQUENCE_TASKS:
             return OwnLoss(sequence_gradient(task, logits, labels, label_smoothing))
         if logits.dim() == 3 and labels.shape == logits.shape[:2]:
-            return token_gradient(logits, gold_tokens(labels, logits.shape[2], shifted=batch.shifted), label_smoothing)
+            return token_gradient(logits, gold_classes(labels, logits.shape[2], shifted=batch.shifted), label_smoothing)
     return None
 
 

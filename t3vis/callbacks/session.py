@@ -7,39 +7,30 @@ import shutil
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate.utils import extract_model_from_parallel
-from numpy.typing import NDArray
 from transformers import Trainer
 
 from t3vis.callbacks import provenance
 from t3vis.callbacks.batches import Batch
-from t3vis.callbacks.capture import Captured, captured
+from t3vis.callbacks.capture import captured
+from t3vis.callbacks.descriptions import described, known_of_dataset, not_recorded
 from t3vis.callbacks.disk import check_room
 from t3vis.callbacks.example_ids import check_ids
 from t3vis.callbacks.examples import is_readable, text_columns, write_examples, write_vocabulary
-from t3vis.callbacks.gates import GateGradients, shortcomings
-from t3vis.callbacks.hooks import accepts
+from t3vis.callbacks.forward_pass import BeforeBackward, ForwardPass, row_shapes
+from t3vis.callbacks.gates import GateGradients
+from t3vis.callbacks.host_copies import HostCopies
 from t3vis.callbacks.processes import on_first_process, wait_for_all
 from t3vis.callbacks.scales import OwnLoss, own_loss
 from t3vis.callbacks.settings import Settings
-from t3vis.callbacks.splits import (
-    free_name,
-    label_smoothing,
-    size_of,
-    split_attributes,
-    split_name,
-    trained_objective,
-)
-from t3vis.callbacks.tasks import LOSS_NAME, PAIR_LOGITS, TOKEN_TASKS, Task, task_of_model
+from t3vis.callbacks.splits import free_name, label_smoothing, size_of, split_attributes, split_name
+from t3vis.callbacks.tasks import TOKEN_TASKS, Task, task_of_model
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
-from t3vis.gates import layer_attributes
 from t3vis.store import schema
-from t3vis.store.ragged import Ragged
 from t3vis.store.writer import create_run, join_run
 
 logger = logging.getLogger(__name__)
@@ -51,16 +42,6 @@ class OpenPass:
 
     split: str
     index: int | None
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """Rows of a forward pass whose backward pass is still to come."""
-
-    split: str
-    rows: dict[str, Any]
-    gradients: GateGradients
-    own: OwnLoss
 
 
 class Session:
@@ -106,7 +87,8 @@ class Session:
         self._n_examples: dict[str, int | None] = {}
         self._static: dict[str, tuple[str, ...]] = {}
         self._row_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the splits whose first batch was recorded
-        self._waiting: Waiting | None = None
+        self._waiting: BeforeBackward | None = None
+        self._pending: ForwardPass | None = None  # the last one taken, while its rows are on their way to the host
         self.to_come: Sequence[tuple[int, int]] = ()  # examples and passes beside those of training and evaluation
         self._warned = False
         self._said: set[str] = set()
@@ -131,13 +113,19 @@ class Session:
 
     def save_point(self, checkpoint: Path | None) -> None:
         """Put every row taken so far on disk, and note that the model was saved at this step."""
-        with self._recording():
-            self._writer.save_point(self.trainer.state.global_step, checkpoint)
+        try:
+            self._log_pending()
+        finally:
+            with self._recording():
+                self._writer.save_point(self.trainer.state.global_step, checkpoint)
 
     def flush(self) -> None:
         """Put every row taken so far on disk."""
-        with self._recording():
-            self._writer.flush()
+        try:
+            self._log_pending()
+        finally:
+            with self._recording():
+                self._writer.flush()
 
     def finish(self) -> None:
         """Put everything on disk and wait until it is sealed; recording can go on afterwards."""
@@ -225,6 +213,7 @@ class Session:
 
     def begin_epoch(self, epoch: int) -> None:
         """Rows of the training set now belong to this epoch."""
+        self._log_pending()
         self._training = OpenPass("train", None)
         with self._recording():
             self._writer.begin_pass("train", epoch, {"epoch": epoch})
@@ -246,6 +235,7 @@ class Session:
         self, prefix: str, dataset: Any, *, of_split: Mapping[str, Any] = {}, of_pass: Mapping[str, Any] = {}
     ) -> Iterator[None]:
         """One evaluation, under the prefix that the Trainer gives its metrics; what else is to be said of it."""
+        self._log_pending()
         before, self._evaluation = self._evaluation, OpenPass(split_name(prefix), None)
         with self._recording():
             self._evaluation = self._begin_evaluation(prefix, dataset, of_split, of_pass)
@@ -296,12 +286,15 @@ class Session:
     def take(self, batch: Batch, outputs: Any, gradients: GateGradients | None = None) -> None:
         """Record one forward pass; one whose backward pass is to leave gradients waits for ``settle``.
 
+        Its rows are logged when the next one has been taken, or when all is put on disk: until then they are on their
+        way from the device. Those of the first one of a split are waited for.
+
         Raises
         ------
         ConfigurationError
             If it is the first of the attempt, or of the training set, and cannot be recorded: others could not either.
         RecordingError
-            If it cannot be recorded and errors are to be raised.
+            If it, or the one before, cannot be recorded and errors are to be raised.
         """
         opened = self.open_pass(training=batch.training)
         if opened is None:
@@ -310,39 +303,53 @@ class Session:
             self._writer.count_missing(opened.split, len(batch.ids))
             return
         try:
-            rows, own = self._rows(opened.split, batch, outputs, gradients)
-            if gradients is not None and own is not None:
-                gradients.own = own
-                self._waiting = Waiting(opened.split, rows, gradients, own)
-                return
+            forward, own = self._taken(opened.split, batch, outputs, gradients)
         except Exception as error:  # noqa: BLE001  whatever it is, training is not to suffer from it
             self.lose(batch, error)
             return
-        with self._recording():
-            self._writer.log(opened.split, rows)
+        if gradients is not None and own is not None:
+            gradients.own = own
+            self._waiting = BeforeBackward(forward, gradients, own)
+        else:
+            self._log_later(forward)
 
     def settle(self, *, interrupted: bool = False) -> None:
-        """Record the forward pass that waited, with what its backward pass has left; ``interrupted`` if it failed."""
+        """Go on with the pass that waited, and what its backward pass has left; ``interrupted`` if that failed."""
         waiting, self._waiting = self._waiting, None
         if waiting is None:
             return
-        split, rows, gradients = waiting.split, waiting.rows, waiting.gradients
+        forward, gradients = waiting.forward, waiting.gradients
         try:
-            values = gradients.per_example(waiting.own).cpu().numpy()
+            values = HostCopies({"head_gradients": gradients.per_example(waiting.own)})
         except Exception as error:  # noqa: BLE001  as in ``take``
-            self.report(error, split, len(rows["example"]))
+            self.report(error, forward.split, forward.taken.n_examples)
             return
-        values[:, np.isnan(rows["loss"])] = np.nan
-        rows["head_gradients"] = values
+        unread = None if interrupted or gradients.error is not None else gradients.unread
+        self._log_later(replace(forward, head_gradients=values, unread=unread))
         if gradients.error is not None:
-            self.report(gradients.error, split, 0)
-        elif not interrupted:
-            for kind, message in shortcomings(values, rows["loss"], gradients.unread):
-                if kind not in self._said:
-                    logger.warning(message)
-                self._said.add(kind)
+            self.report(gradients.error, forward.split, 0)
+
+    def _log_later(self, forward: ForwardPass) -> None:
+        """Log the pass before, now that the device has the next one to work on."""
+        try:
+            self._log_pending()
+        finally:
+            self._pending = forward
+        if forward.is_first:  # what is wrong with it is to be known before the first optimizer step
+            self._log_pending()
+
+    def _log_pending(self) -> None:
+        """Log the pass that was taken last, waiting for its rows if they have not arrived."""
+        forward, self._pending = self._pending, None
+        if forward is None:
+            return
+        try:
+            rows = self._rows(forward)
+        except Exception as error:  # noqa: BLE001  as in ``take``
+            self.report(error, forward.split, forward.taken.n_examples)
+            return
         with self._recording():
-            self._writer.log(split, rows)
+            self._writer.log(forward.split, rows)
 
     def lose(self, batch: Batch, error: Exception) -> None:
         """Report the rows of a micro-batch as lost, or stop if it is the first one; see ``take``."""
@@ -358,9 +365,10 @@ class Session:
                 "pooling and hidden_states, and what the model returns."
             ) from error
 
-    def _rows(
+    def _taken(
         self, split: str, batch: Batch, outputs: Any, gradients: GateGradients | None
-    ) -> tuple[dict[str, Any], OwnLoss | None]:
+    ) -> tuple[ForwardPass, OwnLoss | None]:
+        """A forward pass, which is not waited for unless it is the first one of its split."""
         taken = captured(
             batch,
             outputs,
@@ -369,72 +377,65 @@ class Session:
             task=self.task,
             problem_type=getattr(getattr(self.trainer.model, "config", None), "problem_type", None),
         )
-        rows = taken.rows
         own = own_loss(taken.task, batch, outputs, label_smoothing(self.trainer)) if gradients is not None else None
-        check_ids(taken.ids, self._n_examples[split])
-        rows["step"] = np.full(len(batch.ids), self.trainer.state.global_step, np.int64)
+        forward = ForwardPass(split, self.trainer.state.global_step, taken, is_first=self.is_first(split))
+        if forward.is_first:
+            self._begin_split(forward, gradients, own)
+        return forward, own
+
+    def _begin_split(self, forward: ForwardPass, gradients: GateGradients | None, own: OwnLoss | None) -> None:
+        """See whether the first micro-batch of a split can be recorded, and whether there is room for all of them."""
+        split, rows = forward.split, forward.rows()
+        check_ids(rows["example"], self._n_examples[split])
+        self._describe(forward, rows, gradients, own)
+        if split == "train":
+            check_room(
+                self.path,
+                self.trainer,
+                rows,
+                self._n_examples[split],
+                self._settings.storage.keep_epochs,
+                to_come=self.to_come,
+                say=self._is_first_rank,
+            )
+        self._row_shapes[split] = row_shapes(rows)
+
+    def _rows(self, forward: ForwardPass) -> dict[str, Any]:
+        """What is logged of a forward pass, once it has arrived."""
+        split, rows = forward.split, forward.rows()
+        check_ids(rows["example"], self._n_examples[split])
         shapes = row_shapes(rows)
-        if self.is_first(split):
-            self._describe(split, taken, gradients, own)
-            if split == "train":
-                storage, n_examples = self._settings.storage, self._n_examples[split]
-                check_room(
-                    self.path,
-                    self.trainer,
-                    rows,
-                    n_examples,
-                    storage.keep_epochs,
-                    to_come=self.to_come,
-                    say=self._is_first_rank,
-                )
-            self._row_shapes[split] = shapes
         self._row_shapes[split] = expected = {**shapes, **self._row_shapes[split]}
         if any(shapes[name] != expected[name] for name in shapes):
             raise RecordingError(f"rows have the shapes {shapes}, those before them had {expected}")
+        for kind, message in forward.shortcomings(rows):
+            if kind not in self._said:
+                logger.warning(message)
+            self._said.add(kind)
         for name in self._static[split]:
             rows.pop(name, None)
-        return rows, own
+        return rows
 
-    def _describe(self, split: str, taken: Captured, gradients: GateGradients | None, own: OwnLoss | None) -> None:
+    def _describe(
+        self, forward: ForwardPass, rows: Mapping[str, Any], gradients: GateGradients | None, own: OwnLoss | None
+    ) -> None:
         """Say in the store what the first micro-batch of a split has shown, and aloud what is not recorded."""
-        examples = self.path / split / "examples"
-        static = [name for name in ("labels", "targets", "length") if schema.node_exists(examples / name)]
-        if "labels" in static or "targets" in static:
-            static += ["labels", "targets"]  # one of them is known, the other does not apply
-        self._static[split] = tuple(static)
-        left_out = list(taken.left_out)
-        if self._settings.hidden_states is not None and taken.layers is None:
-            takes = accepts(self.trainer.model, "output_hidden_states")
-            left_out.append(f"hidden states{'' if takes else ' (its forward takes no output_hidden_states)'}")
-        if gradients is not None and own is None:
-            left_out.append("head gradients (the outputs do not tell how the loss of each example was scaled)")
-        if left_out and self._is_first_rank:
-            recorded = ", ".join(name for name in taken.rows if name in schema.PASS_ARRAYS and name not in static)
+        split, taken, settings = forward.split, forward.taken, self._settings
+        self._static[split] = static = known_of_dataset(self.path / split / "examples")
+        if not self._is_first_rank:
+            return
+        missed = not_recorded(self.trainer.model, taken, settings, gradients, own)
+        if missed:
+            recorded = ", ".join(name for name in rows if name in schema.PASS_ARRAYS and name not in static)
             logger.warning(
                 "%s: not recorded of %s: %s. What is recorded of each example: %s.",
                 type(self.trainer.model).__name__,
                 split,
-                "; ".join(left_out),
+                "; ".join(missed),
                 recorded,
             )
-        if not self._is_first_rank:
-            return
-        arrays: dict[str, Any] = {}
-        if "loss" in taken.rows:
-            arrays["loss"] = {"loss": LOSS_NAME[taken.task], **trained_objective(self.trainer)}
-        if taken.layers is not None:
-            arrays["hidden_states"] = {"layers": taken.layers, "pooling": self._settings.pooling_name}
-        if taken.decoder_layers is not None:
-            arrays["decoder_hidden_states"] = {"layers": taken.decoder_layers, "pooling": self._settings.pooling_name}
-        if gradients is not None and own is not None:
-            smoothing = label_smoothing(self.trainer)
-            loss = LOSS_NAME[taken.task] + (f", with label smoothing {smoothing:g}" if smoothing else "")
-            arrays["head_gradients"] = {**layer_attributes(gradients.projections), "loss": loss}
-        said: dict[str, Any] = {"task": taken.task, "arrays": arrays}
-        if taken.task == "preference":
-            arrays["logits"] = {"logits": PAIR_LOGITS}
-            said["class_names"] = ["chosen", "rejected"]
-        self._writer.describe(split, said)
+        projections = gradients.projections if gradients is not None and own is not None else None
+        self._writer.describe(split, described(self.trainer, taken, rows, settings, projections))
 
     # Failures
 
@@ -475,9 +476,3 @@ class Session:
             "recorder": self._settings.attributes(),
             "versions": provenance.library_versions(),
         }
-
-
-def row_shapes(rows: Mapping[str, NDArray[Any] | Ragged]) -> dict[str, tuple[int, ...]]:
-    """Shape of one row of each array."""
-    axes = {name: len(schema.PASS_ARRAYS[name].leading) for name in rows if name in schema.PASS_ARRAYS}
-    return {name: rows[name].shape[:axis] + rows[name].shape[axis + 1 :] for name, axis in axes.items()}

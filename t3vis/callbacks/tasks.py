@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.auto import modeling_auto
 
 from t3vis.errors import ConfigurationError
+from t3vis.losses import IGNORED_LABEL as IGNORED_LABEL
+from t3vis.losses import Kind, gold_classes, kind_of, unreduced
 
 NamedTask = Literal[
     "single_label",
@@ -29,8 +30,13 @@ NAMED_TASKS: tuple[NamedTask, ...] = get_args(NamedTask)
 SEQUENCE_TASKS: tuple[Task, ...] = ("single_label", "multi_label", "regression", "multiple_choice")
 LANGUAGE_TASKS: tuple[Task, ...] = ("masked_lm", "causal_lm", "seq2seq_lm")
 TOKEN_TASKS: tuple[Task, ...] = ("token_classification", *LANGUAGE_TASKS)
-_OF_ONE_CLASS: tuple[Task, ...] = ("single_label", "multiple_choice")
-IGNORED_LABEL = -100
+_KINDS: Mapping[Task, Kind] = {
+    "single_label": "classes",
+    "multiple_choice": "classes",
+    "multi_label": "labels",
+    "regression": "numbers",
+}
+_TASKS: Mapping[Kind, Task] = {"classes": "single_label", "labels": "multi_label", "numbers": "regression"}
 _OF_TOKENS = "mean negative log-likelihood over the tokens that have a label, nats"
 LOSS_NAME: Mapping[Task, str] = {
     "single_label": "cross-entropy, nats",
@@ -77,7 +83,7 @@ def sequence_rows(task: Task, logits: Tensor, labels: Tensor | None) -> dict[str
     if labels is not None:
         labels = labels.to(logits.device)
         rows["loss"] = unreduced_loss(task, logits, labels)
-        if task in _OF_ONE_CLASS:
+        if _KINDS[task] == "classes":
             rows["labels"] = labels.reshape(-1).long().clamp(min=-1)
         else:
             rows["targets"] = labels.reshape(logits.shape).float()
@@ -105,18 +111,7 @@ def sequence_task(logits: Tensor, labels: Tensor | None, problem_type: str | Non
         raise ConfigurationError(
             f"expected logits of shape (examples, classes) or (examples, tokens, classes), found {tuple(logits.shape)}."
         )
-    named: dict[str, Task] = {
-        "single_label_classification": "single_label",
-        "multi_label_classification": "multi_label",
-        "regression": "regression",
-    }
-    if problem_type in named:
-        return named[problem_type]
-    if logits.shape[1] == 1:
-        return "regression"
-    if labels is None or not (labels.is_floating_point() or labels.dtype == torch.bool):
-        return "single_label"
-    return "multi_label"
+    return _TASKS[kind_of(logits.shape[1], labels, problem_type)]
 
 
 def unreduced_loss(task: Task, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -131,14 +126,8 @@ def unreduced_loss(task: Task, logits: Tensor, labels: Tensor, label_smoothing: 
     label_smoothing
         Part of the target that is spread over all classes, where one is right.
     """
-    logits = logits.float()
-    if task in _OF_ONE_CLASS:
-        labels = labels.reshape(-1).long()
-        is_class = (labels >= 0) & (labels < logits.shape[1])
-        labels = labels.where(is_class, IGNORED_LABEL)
-        loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-        return loss.where(is_class, torch.nan)
-    values = labels.reshape(logits.shape).float()
-    if task == "multi_label":
-        return F.binary_cross_entropy_with_logits(logits, values, reduction="none").mean(1)
-    return F.mse_loss(logits, values, reduction="none").mean(1)
+    logits, kind = logits.float(), _KINDS[task]
+    if kind != "classes":
+        return unreduced(kind, logits, labels.reshape(logits.shape).float())
+    gold = gold_classes(labels.reshape(-1).long(), logits.shape[1])
+    return unreduced(kind, logits, gold, label_smoothing).where(gold != IGNORED_LABEL, torch.nan)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from t3vis.callbacks.batches import Batch
-from t3vis.callbacks.tasks import IGNORED_LABEL, LANGUAGE_TASKS, Task
+from t3vis.callbacks.tasks import LANGUAGE_TASKS, Task
 from t3vis.callbacks.token_scores import token_scores
+from t3vis.losses import IGNORED_LABEL, gold_classes
 from t3vis.store.ragged import Ragged
 
 Rows = dict[str, NDArray[Any] | Ragged]
@@ -87,7 +88,7 @@ def scored_tokens(batch: Batch, outputs: Mapping[str, Any]) -> Scored | None:
         return None
     batch.check_rows(logits, "outputs")
     labels = labels.to(logits.device)
-    is_class = gold_tokens(labels, logits.shape[2], shifted=False) != IGNORED_LABEL
+    is_class = gold_classes(labels, logits.shape[2]) != IGNORED_LABEL
     rows, columns = is_class.nonzero(as_tuple=True)
     example, position = batch.places(rows, columns)
     if batch.shifted:  # the first token of an example is not predicted from one before it
@@ -97,12 +98,6 @@ def scored_tokens(batch: Batch, outputs: Mapping[str, Any]) -> Scored | None:
     found = token_scores(logits, rows, columns - int(batch.shifted), label)
     values = {"position": position, "label": label, **vars(found), "is_right": found.prediction == label}
     return _on_host(example, values)
-
-
-def gold_tokens(labels: Tensor, n_classes: int, *, shifted: bool) -> Tensor:
-    """The class that each position is to predict, ``IGNORED_LABEL`` where there is none; shape (n, n_tokens)."""
-    gold = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL) if shifted else labels
-    return gold.where((gold >= 0) & (gold < n_classes), IGNORED_LABEL)
 
 
 def _of_fused_head(batch: Batch, outputs: Mapping[str, Any]) -> Scored:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,9 +142,9 @@ def clusters_line(patterns: HeadPatterns) -> str:
 
     from t3vis.analysis.attention_patterns import cluster_heads, head_names
 
-    names, counts = np.unique(head_names(patterns), return_counts=True)
-    listed = [f"{count} {name.replace('_', ' ')}" for name, count in zip(names, counts, strict=True) if name]
-    line = f"\nheads: {', '.join(listed)}"
+    counts = Counter(name for names in head_names(patterns).values() for name in names)
+    listed = [f"{count} {name.replace('_', ' ')}" for name, count in counts.most_common()]
+    line = f"\nheads: {', '.join(listed)} (one that follows several patterns counts for each)"
     if int(np.isfinite(patterns.entropy).sum()) < 3:
         return line
     clusters = cluster_heads(patterns)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,8 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from t3vis.errors import ProbingError
-from t3vis.probing.batches import IGNORED_LABEL
+from t3vis.losses import IGNORED_LABEL, Kind, gold_classes, kind_of, unreduced
 from t3vis.probing.model import forward
-
-Kind = Literal["classes", "labels", "numbers"]
-
-_NAMED: Mapping[str, Kind] = {
-    "single_label_classification": "classes",
-    "multi_label_classification": "labels",
-    "regression": "numbers",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +45,7 @@ class Answers:
         ProbingError
             If the batch has no labels.
         """
-        targets = self._targets()
-        if self.kind == "classes":
-            flat = F.cross_entropy(self.logits.flatten(0, 1), targets.flatten(), reduction="none")
-            losses = flat.view_as(targets)
-        elif self.kind == "labels":
-            losses = F.binary_cross_entropy_with_logits(self.logits, targets, reduction="none").mean(2)
-        else:
-            losses = (self.logits - targets).square().mean(2)
-        return self._mean(losses)
+        return self._mean(unreduced(self.kind, self.logits, self._targets()))
 
     @property
     def score(self) -> Tensor:
@@ -153,18 +137,18 @@ def answers_of(model: Any, inputs: Mapping[str, Tensor], outputs: Mapping[str, A
 
 
 def _of_example(model: Any, logits: Tensor, labels: Tensor | None) -> Answers:
-    kind = _kind(getattr(model, "config", None), logits, labels)
+    kind = kind_of(logits.shape[1], labels, getattr(getattr(model, "config", None), "problem_type", None))
     weights = torch.ones(len(logits), 1, device=logits.device)
     if labels is None:
         return Answers(kind, logits[:, None], None, weights, is_whole=True)
     if kind == "classes":
-        gold = _within(labels.reshape(-1, 1).long(), logits.shape[1])
+        gold = gold_classes(labels.reshape(-1, 1).long(), logits.shape[1])
         return Answers(kind, logits[:, None], gold, (gold != IGNORED_LABEL).float(), is_whole=True)
     return Answers(kind, logits[:, None], labels.reshape(logits.shape).float()[:, None], weights, is_whole=True)
 
 
 def _of_tokens(model: Any, logits: Tensor, labels: Tensor | None, inputs: Mapping[str, Tensor]) -> Answers:
-    shifted = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    shifted = any(kind.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for kind in type(model).__mro__)
     mask = inputs.get("attention_mask")
     if labels is None and shifted and "input_ids" in inputs:
         labels = inputs["input_ids"]
@@ -176,8 +160,7 @@ def _of_tokens(model: Any, logits: Tensor, labels: Tensor | None, inputs: Mappin
         raise ProbingError(
             f"labels have shape {tuple(labels.shape)}, logits {tuple(logits.shape)}; expected a label for each token."
         )
-    labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL) if shifted else labels
-    gold = _within(labels, logits.shape[2])
+    gold = gold_classes(labels, logits.shape[2], shifted=shifted)
     counts = (gold != IGNORED_LABEL).float()
     return Answers("classes", logits, gold, counts / counts.sum(1, keepdim=True).clamp(min=1))
 
@@ -191,20 +174,6 @@ def _of_span(inputs: Mapping[str, Tensor], outputs: Mapping[str, Any]) -> Answer
     if "start_positions" not in inputs:
         return Answers("classes", logits, None, weights)
     gold = torch.stack([inputs["start_positions"], inputs["end_positions"]], dim=1).view(-1, 2)
-    gold = _within(gold, logits.shape[2])
+    gold = gold_classes(gold, logits.shape[2])
     counts = (gold != IGNORED_LABEL).float()
     return Answers("classes", logits, gold, counts / counts.sum(1, keepdim=True).clamp(min=1))
-
-
-def _kind(config: Any, logits: Tensor, labels: Tensor | None) -> Kind:
-    """As transformers' ``ForSequenceClassification`` has it."""
-    named = getattr(config, "problem_type", None)
-    if named is not None:
-        return _NAMED[named]
-    if logits.shape[1] == 1:
-        return "numbers"
-    return "labels" if labels is not None and labels.is_floating_point() else "classes"
-
-
-def _within(labels: Tensor, n_classes: int) -> Tensor:
-    return labels.where((labels >= 0) & (labels < n_classes), IGNORED_LABEL)

@@ -27,7 +27,7 @@ from transformers.masking_utils import eager_mask
 
 from t3vis.errors import ProbingError
 from t3vis.gates import Attention
-from t3vis.probing.batches import IGNORED_LABEL
+from t3vis.losses import IGNORED_LABEL
 from t3vis.probing.model import device_of, forward, probed, use_attention
 
 NAME = "t3vis_probe"

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from t3vis.errors import ProbingError
+from t3vis.losses import IGNORED_LABEL
 from t3vis.probing.model import accepted, device_of
 
-IGNORED_LABEL = -100
 _MAIN = ("input_ids", "inputs_embeds", "pixel_values")
 
 

@@ -1,47 +1,66 @@
-"""Rows of one split on their way to a segment: a ring of two, one being filled while the other is written."""
+"""Rows of one split on their way to a segment: a ring of blocks, one being filled while others are written."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t3vis.store.layout import segment_rows
+from t3vis.store import layout
+from t3vis.store.layout import block_rows, ring_blocks, segment_rows
 from t3vis.store.ragged import Ragged
 from t3vis.store.schema import PASS_ARRAYS, spec_of
 
+if TYPE_CHECKING:
+    from t3vis.store.open_segment import OpenSegment
+
 Column = NDArray[Any] | Ragged
 Rows = Mapping[str, Column]
+Block: TypeAlias = "dict[str, NDArray[Any] | _RaggedRoom]"
 
+_PATIENCE = 0.02  # seconds; a block that was just written is in the cache, and worth more than a new one
 _LAYERED = frozenset(name for name, spec in PASS_ARRAYS.items() if spec.leading)
-_SPARE = 1.25  # room for values, of what as many rows as the first ones would need
+_SPARE = 4  # room for values, of what as many rows as the first ones would need; memory only once it is used
 
 
 @dataclass
 class Buffer:
-    """Rows of one split that are not yet on disk; two segments' worth of memory, whatever the size of the dataset.
+    """Rows of one split that are not yet on disk: a ring of blocks, one being filled while others are written.
 
-    ``index`` and ``of_pass`` are of the pass that the rows belong to, ``sequence`` the number of the next segment.
-    ``arrays`` are being filled; ``others`` are free once ``writing`` is done. ``ragged`` names those whose rows are of
-    different lengths. ``known_shapes`` are those of the last batch that fitted: most are like the one before.
+    The memory is that of a few blocks, whatever the size of the dataset. ``index`` and ``of_pass`` are of the pass that
+    the rows belong to, ``sequence`` the number of the next segment, ``segment`` the one that blocks are written to, and
+    ``n_handed`` how many rows of it are on their way. ``arrays`` is the block being filled, of ``capacity`` rows, of
+    which ``n_rows`` are there; the block freed last is taken next, since it is still in the cache. ``ragged`` names the
+    arrays whose rows are of different lengths. ``known_shapes`` are those of the last batch that fitted: most are like
+    the one before.
     """
 
     n_examples: int | None
     index: int = 0
     of_pass: dict[str, Any] = field(default_factory=dict)
     sequence: int = 0
+    segment: OpenSegment | None = None
+    n_handed: int = 0
     capacity: int = 0
     n_rows: int = 0
-    arrays: dict[str, NDArray[Any] | _RaggedRoom] = field(default_factory=dict)
-    others: dict[str, NDArray[Any] | _RaggedRoom] = field(default_factory=dict)
+    arrays: Block = field(default_factory=dict)
     ragged: tuple[str, ...] = ()
     is_full: bool = False
-    writing: Future[None] | None = None
     known_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    n_left: int = 0
+    """Blocks that may still be allocated."""
+    segment_rows: int = 0
+    due: float = math.inf
+    """When the segment ends, be it full or not; by ``time.monotonic``."""
+    _free: list[Block] = field(default_factory=list)
+    _waiting: deque[tuple[Future[Any], Block]] = field(default_factory=deque)
 
     def fits(self, rows: Rows) -> bool:
         """Whether rows of this kind are what the buffer was allocated for."""
@@ -58,11 +77,14 @@ class Buffer:
         return fits
 
     def allocate(self, rows: Rows) -> None:
-        """Room for a segment of rows like these."""
-        self.capacity = segment_rows(max(sum(_row_bytes(name, rows[name]) for name in rows), 1), self.n_examples)
-        self.arrays, self.others = ({name: self._room(name, rows[name]) for name in rows} for _ in range(2))
+        """Room for a block of rows like these."""
+        row_bytes = max(sum(_row_bytes(name, rows[name]) for name in rows), 1)
+        self.capacity = block_rows(row_bytes, self.n_examples)
+        self.segment_rows = segment_rows(row_bytes)
+        self.arrays = {name: self._room(name, rows[name]) for name in rows}
+        self.n_left = ring_blocks(self.capacity * row_bytes) - 1
         self.ragged = tuple(name for name, column in rows.items() if isinstance(column, Ragged))
-        self.writing, self.known_shapes, self.is_full = None, {}, False
+        self._free, self._waiting, self.known_shapes, self.is_full = [], deque(), {}, False
 
     def _room(self, name: str, column: Column) -> NDArray[Any] | _RaggedRoom:
         spec = spec_of(name)
@@ -72,17 +94,40 @@ class Buffer:
         lead, trail = row_shape(name, column)
         return np.empty((*lead, self.capacity, *trail), spec.dtype)
 
-    def release(self) -> None:
-        """Give the memory back; the buffer is as before the first row."""
-        self.arrays, self.others, self.writing, self.capacity, self.n_rows = {}, {}, None, 0, 0
-        self.known_shapes, self.is_full = {}, False
+    @property
+    def ends_segment(self) -> bool:
+        """Whether a segment ends with the rows that are there: it is full or due, or the block is not full.
 
-    def turn(self, writing: Future[None]) -> None:
-        """Fill the other arrays from now on, as soon as they are free; ``writing`` frees these."""
-        if self.writing is not None:
-            wait([self.writing])
-        self.arrays, self.others, self.writing, self.n_rows = self.others, self.arrays, writing, 0
-        self.is_full = False
+        A block of fewer rows is the last of its segment.
+        """
+        return (
+            self.is_due
+            or self.n_rows < self.capacity
+            or self.n_handed + self.n_rows + self.capacity > self.segment_rows
+        )
+
+    @property
+    def is_due(self) -> bool:
+        """Whether readers have waited long enough for the rows of this segment."""
+        return time.monotonic() >= self.due
+
+    def turn(self, writing: Future[Any]) -> None:
+        """Fill another block from now on, as soon as there is one; ``writing`` frees this one."""
+        self._waiting.append((writing, self.arrays))
+        self._free_what_is_written()
+        if not self._free and (len(self._waiting) > 1 or not self.n_left):
+            wait([self._waiting[0][0]], _PATIENCE if self.n_left else None)
+            self._free_what_is_written()
+        if self._free:
+            self.arrays = self._free.pop()
+        else:
+            self.arrays = {name: _twin(room) for name, room in self.arrays.items()}
+            self.n_left -= 1
+        self.n_rows, self.is_full = 0, False
+
+    def _free_what_is_written(self) -> None:
+        while self._waiting and self._waiting[0][0].done():
+            self._free.append(self._waiting.popleft()[1])
 
     def take(self, rows: Rows, start: int) -> int:
         """Copy the rows from number ``start`` on, as many as there is room for; returns how many."""
@@ -91,14 +136,16 @@ class Buffer:
         if self.ragged:
             count = min([count, *self._n_fitting(rows, start)])
         into, of = slice(self.n_rows, self.n_rows + count), slice(start, start + count)
-        for name, column in rows.items():
-            room = self.arrays[name]
-            if isinstance(room, _RaggedRoom) or isinstance(column, Ragged):
+        for name, room in self.arrays.items():
+            column = rows[name]
+            if not (isinstance(room, np.ndarray) and isinstance(column, np.ndarray)):
                 _ragged_room(room).put(_ragged(column)[of], self.n_rows)
             elif name in _LAYERED:
                 room[:, into] = column[:, of]
             else:
                 room[into] = column[of]
+        if self.due == math.inf:
+            self.due = time.monotonic() + layout.SEGMENT_SECONDS
         self.n_rows += count
         self.is_full = count < wanted or self.n_rows == self.capacity
         return count
@@ -122,6 +169,13 @@ class Buffer:
             else room[(*(slice(None) for _ in spec_of(name).leading), slice(0, self.n_rows))]
             for name, room in self.arrays.items()
         }
+
+
+def _twin(room: NDArray[Any] | _RaggedRoom) -> NDArray[Any] | _RaggedRoom:
+    """As much room again."""
+    if isinstance(room, _RaggedRoom):
+        return _RaggedRoom(np.empty_like(room.values), np.zeros_like(room.offsets))
+    return np.empty_like(room)
 
 
 @dataclass

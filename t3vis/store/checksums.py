@@ -10,10 +10,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
-
-Buffer = bytes | memoryview
+from awscrt.checksums import crc32c
 
 _BLOCK_BYTES = 1 << 20
 
@@ -24,24 +22,8 @@ def checksum(path: Path) -> int:
     block = np.empty(_BLOCK_BYTES, np.uint8)
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(block.data):
-            crc = google_crc32c.extend(crc, block[:count])
-    return int(crc)
-
-
-def checksum_of(buffers: Sequence[Buffer]) -> int:
-    """The crc32c of a file that holds ``buffers`` after one another.
-
-    Examples
-    --------
-    >>> checksum_of([b"1234", b"56789"]) == checksum_of([b"123456789"]) == 0xE3069283
-    True
-    """
-    crc = 0
-    for buffer in buffers:
-        crc = google_crc32c.extend(
-            crc, np.frombuffer(buffer, np.uint8)
-        )  # takes arrays without a copy, views not at all
-    return int(crc)
+            crc = crc32c(block[:count], crc)
+    return crc
 
 
 def checksums_below(folders: Sequence[Path], root: Path) -> dict[str, int]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from t3vis.store import schema, segments
 from t3vis.store.buffer import Column
-from t3vis.store.layout import segment_rows
+from t3vis.store.layout import RING_BYTES
 from t3vis.store.sealed import SealedArray, open_sealed, ragged_rows
 from t3vis.store.shares import without_helpers
 
@@ -103,7 +103,7 @@ def remove_shards(split: Path, index: int) -> None:
 
 
 def sealed_rows(split: Path, index: int) -> Iterator[dict[str, Column]]:
-    """Rows of a sealed pass that were seen, in the dimensions of segments and of their size."""
+    """Rows of a sealed pass that were seen, in the dimensions of segments, a bounded part at a time."""
     arrays = {
         name: open_sealed(split / name, spec.row_axis)
         for name, spec in schema.STORED_ARRAYS.items()
@@ -114,7 +114,7 @@ def sealed_rows(split: Path, index: int) -> Iterator[dict[str, Column]]:
     steps = arrays["step"].read_all((index,))
     kept = np.flatnonzero(steps >= 0)
     n_bytes = sum(_bytes_per_example(name, array, len(steps)) for name, array in arrays.items())
-    n_rows = segment_rows(max(n_bytes, 1), None)
+    n_rows = max(RING_BYTES // max(n_bytes, 1), 1)
     for start in range(0, len(kept), n_rows):
         ids = kept[start : start + n_rows]
         rows: dict[str, Column] = {"example": ids}

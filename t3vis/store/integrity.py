@@ -206,9 +206,13 @@ def metadata_problem(
     if layout.chunk_rows < 1 or layout.shard_rows % layout.chunk_rows:
         return f"its shards of {layout.shard_rows} rows are not whole chunks of {layout.chunk_rows}"
     ones, trailing = (1,) * row_axis, shape[row_axis + 1 :]
+    sizes = (*ones, layout.shard_rows, *trailing)
+    if in_one_shard:
+        n_chunks = max(-(-shape[row_axis] // layout.chunk_rows), 1)
+        sizes = tuple(max(size, 1) for size in (*shape[:row_axis], n_chunks * layout.chunk_rows, *trailing))
     expected = schema.array_metadata(
         shape=shape,
-        shard_shape=tuple(max(size, 1) for size in shape) if in_one_shard else (*ones, layout.shard_rows, *trailing),
+        shard_shape=sizes,
         chunk_shape=(*ones, layout.chunk_rows, *trailing),
         dtype=dtype,
         fill=fill,

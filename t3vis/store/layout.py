@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 CHUNK_BYTES = 1 << 20
 SHARD_BYTES = 32 << 20
-SEGMENT_BYTES = 32 << 20
+SEGMENT_BYTES = 256 << 20
+SEGMENT_SECONDS = 30.0  # readers see no rows before their segment ends
+BLOCK_BYTES = 4 << 20  # of rows copied, then written: they are still in the cache by then
+RING_BYTES = 32 << 20
 MIN_CHUNK_ROWS = 256
 MAX_CHUNK_ROWS = 65_536
 
@@ -51,13 +54,35 @@ def row_layout(row_bytes: int, n_rows: int | None) -> RowLayout:
     return RowLayout(chunk_rows, chunk_rows * chunks)
 
 
-def segment_rows(row_bytes: int, n_rows: int | None) -> int:
-    """Rows that a segment's buffer holds, given the bytes of one row over all its arrays.
+def segment_rows(row_bytes: int) -> int:
+    """Rows of a segment, given the bytes of one row over all its arrays.
 
     Examples
     --------
-    >>> segment_rows(5_408, 100_000)  # 7 layers of 384 in float16 and a few numbers
-    6204
+    >>> segment_rows(5_408)  # 7 layers of 384 in float16 and a few numbers
+    49636
     """
-    rows = max(SEGMENT_BYTES // row_bytes, 1)
+    return max(SEGMENT_BYTES // row_bytes, 1)
+
+
+def block_rows(row_bytes: int, n_rows: int | None) -> int:
+    """Rows that are written to a segment at a time, given the bytes of one row over all its arrays.
+
+    Examples
+    --------
+    >>> block_rows(5_408, 100_000)
+    775
+    """
+    rows = max(min(BLOCK_BYTES, SEGMENT_BYTES) // row_bytes, 1)
     return rows if n_rows is None else max(min(rows, n_rows), 1)
+
+
+def ring_blocks(block_bytes: int) -> int:
+    """Blocks that may wait to be written, the one that is being filled among them: at least two.
+
+    Examples
+    --------
+    >>> ring_blocks(4 << 20), ring_blocks(100 << 20)
+    (8, 2)
+    """
+    return max(RING_BYTES // max(block_bytes, 1), 2)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
+from awscrt.checksums import crc32c
 
 from t3vis.errors import StoreError
 from t3vis.store import schema, segments
@@ -296,7 +296,7 @@ class _Copying:
     def _send(self, part: _Part, checksums: dict[str, int], file: str) -> list[int]:
         size, changed = _size_and_time(self._run / file)
         content = (self._run / file).read_bytes()
-        crc = int(google_crc32c.value(content))
+        crc = crc32c(content)
         if crc != checksums.get(file, crc):
             if file_stamp(str(self._run / part.guard / "zarr.json")) != part.stamp:
                 raise FileNotFoundError(f"{self._run / file} has been replaced since the pass was listed")

@@ -32,7 +32,7 @@ class Result:
 
 
 def write_result(
-    run: Path,
+    run: schema.Node,
     split: str,
     name: str,
     columns: Mapping[str, NDArray[Any]],
@@ -41,7 +41,7 @@ def write_result(
     attributes: Mapping[str, Any],
     dims: tuple[str, ...] = ("example",),
 ) -> None:
-    """Put a result in the place of the one that is there.
+    """Put a result in the place of the one that is there; a copy of a run at a URL is read only, and left alone.
 
     Parameters
     ----------
@@ -54,6 +54,8 @@ def write_result(
     dims
         Names of the dimensions.
     """
+    if not isinstance(run, Path):
+        return
     group = run / "analysis" / split / name
     for parent in (run / "analysis", run / "analysis" / split):
         if not schema.node_exists(parent):

@@ -106,6 +106,9 @@ def _merged(run: Path, split: Path, index: int) -> segments.Merge:
 def remove_sealed_segments(run: Path, split_name: str, *, before: int | None = None) -> None:
     """Delete segments that committed passes have no more need of; ``before`` spares that pass and later ones."""
     split, lineage = run / split_name, segments.lineage(run)
+    for folder in split.glob("segments/a*_r*"):
+        if not schema.node_exists(folder):  # its process died before it could say what it is
+            schema.write_metadata(folder, schema.group_metadata())
     for index in segments.passes_with_remains(split):
         committed = schema.node_exists(split / "commits" / schema.pass_name(index))
         if committed and (before is None or index < before):

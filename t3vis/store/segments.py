@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from t3vis.errors import StoreError
 from t3vis.store import schema
-from t3vis.store.buffer import Rows
-from t3vis.store.durable import sync_tree
 from t3vis.store.ragged import Ragged, offsets_of, positions
-from t3vis.store.shard import Buffer, ShardFile, as_bytes, shard_path, write_shard
+from t3vis.store.shard import ShardFile, bytes_of, pieces, shard_path
 
+_PART_BYTES = 8 << 20  # of a segment that are in memory while it is merged
 _NO_LIMIT = int(np.iinfo(np.int64).max)
 
 RowShape = tuple[tuple[int, ...], tuple[int, ...]]
@@ -40,7 +39,9 @@ class Segment:
     sequence: int
     n_rows: int
     attributes: dict[str, Any]
-    _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)  # of arrays asked for
+    _known_sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def has(self, name: str) -> bool:
         """Whether it holds an array of that name.
@@ -50,7 +51,7 @@ class Segment:
         FileNotFoundError
             If the segment has been sealed and removed, so that what it held cannot be told any more.
         """
-        if name in self._shapes or schema.node_exists(self.path / name):
+        if name in self._known_sizes or schema.node_exists(self.path / name):
             return True
         if not _is_complete(self.path):
             raise FileNotFoundError(f"{self.path} was sealed and removed while it was read")
@@ -64,29 +65,48 @@ class Segment:
         FileNotFoundError
             If the segment has no such array, or has been sealed and removed.
         """
-        if name not in self._shapes:
-            self._shapes[name] = tuple(schema.read_metadata(self.path / name)["shape"])
-        return self._shapes[name]
+        return self._sizes(name)[0]
 
-    def read(self, spec: schema.ArraySpec, leading: int = 0) -> NDArray[Any]:
-        """Rows of one array, shape (n_rows, *trailing); ``leading`` chooses the layer where there are layers."""
-        shape = self.array_shape(spec.name)
+    def _sizes(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shape of an array, and of its inner chunks."""
+        if name not in self._known_sizes:
+            found = schema.read_metadata(self.path / name)
+            chunk = found["codecs"][0]["configuration"]["chunk_shape"]
+            self._known_sizes[name] = tuple(found["shape"]), tuple(chunk)
+        return self._known_sizes[name]
+
+    def read(self, spec: schema.ArraySpec, leading: int = 0, rows: range | None = None) -> NDArray[Any]:
+        """Rows of one array, shape (n_rows, *trailing).
+
+        Parameters
+        ----------
+        leading
+            The layer, where there are layers.
+        rows
+            Which of them, one after another; all if left out.
+        """
+        shape, chunk = self._sizes(spec.name)
         n_leading = len(spec.leading)
-        trailing = shape[n_leading + 1 :]
+        trailing, chunk_rows = shape[n_leading + 1 :], chunk[n_leading]
         n_rows = self.n_rows if spec.rows == "example" else shape[n_leading]
-        rows = np.empty((n_rows, *trailing), spec.dtype)
-        if not rows.size:
-            return rows
+        wanted = range(n_rows) if rows is None else rows
+        found = np.empty((len(wanted), *trailing), spec.dtype)
+        if not found.size:
+            return found
+        row_bytes, n_chunks = found[0].nbytes, -(-n_rows // chunk_rows)
         path = shard_path(self.path / spec.name, (0,) * n_leading, 0, len(trailing))
-        with ShardFile(path, shape[0] if n_leading else 1) as shard:
-            span = shard.chunk_span(leading)
-            if span is None or span[1] != rows.nbytes:
-                raise StoreError(
-                    f"{shard.path} holds {0 if span is None else span[1]} bytes for {n_rows} rows of "
-                    f"{spec.name}, expected {rows.nbytes}; the segment is damaged."
-                )
-            shard.read_into(rows, span[0])
-        return rows
+        with ShardFile(path, n_chunks * (shape[0] if n_leading else 1)) as shard:
+            ranges = []
+            for number, within, at in pieces(wanted, chunk_rows):
+                span = shard.chunk_span(leading * n_chunks + number)
+                if span is None or span[1] != chunk_rows * row_bytes:
+                    raise StoreError(
+                        f"{shard.path} holds {0 if span is None else span[1]} bytes for {chunk_rows} rows of "
+                        f"{spec.name}, expected {chunk_rows * row_bytes}; the segment is damaged."
+                    )
+                ranges.append((span[0] + int(within[0]) * row_bytes, at.start * row_bytes, len(within) * row_bytes))
+            shard.read_ranges(ranges, bytes_of(found))
+        return found
 
     def read_ragged(self, spec: schema.ArraySpec) -> Ragged:
         """Rows of one ragged array."""
@@ -107,50 +127,6 @@ class Segment:
         return offsets
 
 
-def write_segment(path: Path, rows: Rows, attributes: dict[str, Any], *, durable_in: Path | None = None) -> None:
-    """Write one segment; it exists for readers once ``example`` is there.
-
-    Parameters
-    ----------
-    rows
-        ``example`` and any of the arrays of a pass, each in the dimensions of a segment.
-    durable_in
-        The run, if the segment is to survive a loss of power.
-    """
-    schema.write_metadata(path, schema.group_metadata(attributes))
-    for name in sorted(rows, key=lambda name: name == schema.EXAMPLE_ID.name):
-        spec, column = schema.spec_of(name), rows[name]
-        if durable_in is not None and spec is schema.EXAMPLE_ID:
-            sync_tree(path, durable_in)  # what the ids vouch for comes before them
-        if isinstance(column, Ragged):
-            schema.write_metadata(path / name, schema.group_metadata({"description": spec.meaning}))
-            for part, array in zip(spec.parts, (column.values, column.offsets), strict=True):
-                _write_array(path, part, array)
-        else:
-            _write_array(path, spec, column)
-    if durable_in is not None:
-        sync_tree(path / schema.EXAMPLE_ID.name, durable_in)
-
-
-def _write_array(segment: Path, spec: schema.ArraySpec, rows: NDArray[Any]) -> None:
-    """Write an array as one shard of one chunk for each layer; one without rows has no chunk."""
-    array = np.asarray(rows, spec.dtype)
-    layers = array if spec.leading else array[None]
-    shard_shape = tuple(max(size, 1) for size in array.shape)
-    metadata = schema.array_metadata(
-        shape=array.shape,
-        shard_shape=shard_shape,
-        chunk_shape=(1, *shard_shape[1:]) if spec.leading else shard_shape,
-        dtype=spec.dtype,
-        fill=spec.fill,
-        dims=spec.segment_dims(),
-        attributes={"description": spec.meaning},
-    )
-    chunks: list[Buffer | None] = [as_bytes(layer) if layer.size else None for layer in layers]
-    schema.write_metadata(segment / spec.name, metadata)
-    write_shard(_shard_of(segment, spec, array.ndim), chunks)
-
-
 def _shard_of(segment: Path, spec: schema.ArraySpec, ndim: int) -> Path:
     n_leading = len(spec.leading)
     return shard_path(segment / spec.name, (0,) * n_leading, 0, ndim - n_leading - 1)
@@ -158,6 +134,12 @@ def _shard_of(segment: Path, spec: schema.ArraySpec, ndim: int) -> Path:
 
 def _is_complete(segment: Path) -> bool:
     return _shard_of(segment, schema.EXAMPLE_ID, 1).is_file()
+
+
+def segment_path(split: Path, attributes: Mapping[str, Any]) -> Path:
+    """Directory of a segment, given ``attempt``, ``rank``, ``pass`` and ``sequence`` among its attributes."""
+    folder = split / "segments" / schema.rank_name(attributes["attempt"], attributes["rank"])
+    return folder / f"{schema.pass_name(attributes['pass'])}_s{attributes['sequence']:06d}"
 
 
 def list_segments(split: Path, index: int) -> list[Segment]:
@@ -339,8 +321,12 @@ class Merge:
             if sum(len(kept) for _, kept, _ in sources) < self.n_examples:
                 out.fill(spec.fill)
         items = _items(out)
+        step = max(_PART_BYTES // max(items.itemsize, 1), 1)
         for segment, kept, targets in sources:
-            items[targets] = _items(_kept(segment.read(spec, layer), kept))
+            for start in range(0, segment.n_rows, step):
+                rows = range(start, min(start + step, segment.n_rows))
+                part = slice(*np.searchsorted(kept, [rows.start, rows.stop]))
+                items[targets[part]] = _items(_kept(segment.read(spec, layer, rows), kept[part] - start))
         return out
 
     def gather_ragged(self, name: str) -> Ragged:

@@ -18,14 +18,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
-import google_crc32c
 import numpy as np
+from awscrt.checksums import crc32c
 from numpy.typing import NDArray
 
 from t3vis.errors import StoreError
@@ -34,10 +34,12 @@ from t3vis.store.layout import RowLayout
 Buffer = bytes | memoryview
 Codec = Callable[[Buffer], bytes]
 RowNumbers = NDArray[np.int64] | range
+Span = tuple[int, int]
+"""Offset and length in bytes of an encoded chunk within its shard."""
 
 _MISSING = 2**64 - 1
 _MAX_BUFFERS = 512  # in one writev; POSIX guarantees 16, Linux and macOS take 1024
-_BLOCK_BYTES = 1 << 20  # written at a time, at most: what the checksum was taken of is still in the cache then
+_BLOCK_BYTES = 512 << 10  # written at a time, at most: what the checksum was taken of is still in the cache then
 _RESERVED_FROM = 512 << 10  # bytes; below, reserving space costs more than it saves
 _N_THREADS = 2
 _AHEAD = 4  # chunks
@@ -48,74 +50,109 @@ def shard_path(array: Path, leading: tuple[int, ...], shard: int, n_trailing: in
     return array.joinpath("c", *map(str, leading), str(shard), *("0" for _ in range(n_trailing)))
 
 
-def write_shard(path: Path, chunks: Sequence[Buffer | None]) -> None:
-    """Write one shard, whole or not at all; ``None`` stands for a chunk that is all fill value.
+def index_of(spans: Sequence[Span | None]) -> bytes:
+    """Index and checksum of chunks that lie at these places; ``None`` stands for one left out."""
+    pairs = [(_MISSING, _MISSING) if span is None else span for span in spans]
+    index = np.array(pairs, "<u8").tobytes()
+    checksum: int = crc32c(index)
+    return index + checksum.to_bytes(4, "little")
+
+
+def _one_after_another(lengths: Iterable[int | None]) -> list[Span | None]:
+    """Where chunks of these lengths lie; ``None`` stands for one left out."""
+    spans: list[Span | None] = []
+    offset = 0
+    for length in lengths:
+        spans.append(None if length is None else (offset, length))
+        offset += length or 0
+    return spans
+
+
+class PartialFile:
+    """A file in the making: it appears under ``path`` only when it is complete.
 
     Raises
     ------
     OSError
-        If the disk refuses; the path is attached as a note and nothing is left behind under the final name.
+        If the disk refuses, here or in any method; the path is attached as a note.
     """
-    buffers = [chunk for chunk in chunks if chunk is not None]
-    index = _index_of([None if chunk is None else len(chunk) for chunk in chunks])
-    _write_file(path, [[*buffers, index]], sum(map(len, buffers)))
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._reserved = 0
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        with self._noting():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
 
-def _index_of(lengths: Iterable[int | None]) -> bytes:
-    """Index and checksum of chunks of these lengths that lie one after another; ``None`` stands for one left out."""
-    spans, offset = [], 0
-    for length in lengths:
-        spans.append((_MISSING, _MISSING) if length is None else (offset, length))
-        offset += length or 0
-    index = np.array(spans, "<u8").tobytes()
-    checksum = int(google_crc32c.value(index))
-    return index + checksum.to_bytes(4, "little")
+    def reserve(self, n_bytes: int) -> None:
+        """Tell the file system what comes next: ext4 then writes it in a third less time; where it cannot, so be it."""
+        if n_bytes < _RESERVED_FROM or not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            os.posix_fallocate(self._descriptor, self.size, n_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOSPC):
+                error.add_note(f"while writing {self.path}")
+                raise
+        self._reserved = self.size + n_bytes
+
+    def append(self, buffers: Sequence[Buffer]) -> None:
+        """Write behind what is there; ``writev`` until everything is on its way, since a call may write less."""
+        views = [memoryview(buffer) for buffer in buffers]
+        try:
+            while views:
+                written = os.writev(self._descriptor, views[:_MAX_BUFFERS])
+                self.size += written
+                while views and written >= len(views[0]):
+                    written -= len(views.pop(0))
+                if written:
+                    views[0] = views[0][written:]
+        except OSError as error:
+            error.add_note(f"while writing {self.path}")
+            raise
+
+    def complete(self) -> None:
+        """Nothing is to follow: let the file appear."""
+        with self._noting():
+            if self._reserved > self.size:
+                os.ftruncate(self._descriptor, self.size)
+            self._close()
+            self._partial.replace(self.path)
+
+    def discard(self) -> None:
+        """Leave nothing behind, as far as the disk lets it be removed; what is complete stays."""
+        with suppress(OSError):
+            self._close()
+        with suppress(OSError):
+            self._partial.unlink()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.add_note(f"while writing {self.path}")
+            raise
 
 
 def _write_file(path: Path, blocks: Iterable[Sequence[Buffer]], n_bytes: int) -> None:
-    """Write a file that appears under ``path`` only when it is complete; it will be about ``n_bytes`` long."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    """Write a file, whole or not at all; it will be about ``n_bytes`` long."""
+    file = PartialFile(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        try:
-            is_reserved = _reserve(descriptor, n_bytes)
-            written = sum(_write_all(descriptor, block) for block in blocks)
-            if is_reserved and written < n_bytes:
-                os.ftruncate(descriptor, written)
-        finally:
-            os.close(descriptor)
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        error.add_note(f"while writing {path}")
+        file.reserve(n_bytes)
+        for block in blocks:
+            file.append(block)
+        file.complete()
+    except BaseException:
+        file.discard()
         raise
-
-
-def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> int:
-    """``writev`` until everything is on its way, since a call may write less than it was given; how much that is."""
-    views = [memoryview(buffer) for buffer in buffers]
-    n_bytes = sum(map(len, views))
-    while views:
-        written = os.writev(descriptor, views[:_MAX_BUFFERS])
-        while views and written >= len(views[0]):
-            written -= len(views.pop(0))
-        if written:
-            views[0] = views[0][written:]
-    return n_bytes
-
-
-def _reserve(descriptor: int, n_bytes: int) -> bool:
-    """Tell the file system what will be written: ext4 then does it in a third less time; where it cannot, so be it."""
-    if n_bytes < _RESERVED_FROM or not hasattr(os, "posix_fallocate"):
-        return False
-    try:
-        os.posix_fallocate(descriptor, 0, n_bytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOSPC):
-            raise
-    return True
 
 
 def write_rows(
@@ -166,7 +203,8 @@ def _write_plain(path: Path, rows: NDArray[Any], layout: RowLayout, fill: float 
     padded = list(_chunks(rows[n_whole:], layout.chunk_rows, fill))
     chunk_bytes = layout.chunk_rows * rows.itemsize * math.prod(rows.shape[1:])
     n_written = n_whole // layout.chunk_rows + len(padded)
-    index = _index_of([chunk_bytes] * n_written + [None] * (layout.chunks_per_shard - n_written))
+    n_left_out = layout.chunks_per_shard - n_written
+    index = index_of(_one_after_another([chunk_bytes] * n_written + [None] * n_left_out))
     checked = _Checked([as_bytes(rows[:n_whole]), *padded, index])
     _write_file(path, checked, n_written * chunk_bytes)
     return checked.crc
@@ -180,7 +218,7 @@ def _write_encoded(path: Path, encoded: Iterator[bytes], n_written: int, layout:
         for chunk in islice(encoded, n_written):
             lengths.append(len(chunk))
             yield chunk
-        yield _index_of(lengths + [None] * (layout.chunks_per_shard - n_written))
+        yield index_of(_one_after_another(lengths + [None] * (layout.chunks_per_shard - n_written)))
 
     checked = _Checked(content())
     _write_file(path, checked, n_bytes)
@@ -199,7 +237,7 @@ class _Checked:
             view = memoryview(buffer)
             for start in range(0, len(view), _BLOCK_BYTES):
                 block = view[start : start + _BLOCK_BYTES]
-                self.crc = google_crc32c.extend(self.crc, np.frombuffer(block, np.uint8))
+                self.crc = crc32c(block, self.crc)
                 yield [block]
 
 
@@ -249,8 +287,6 @@ def as_bytes(array: NDArray[Any]) -> memoryview:
 
 _WORTH_ALIGNING = 1 << 20
 
-Span = tuple[int, int]
-"""Offset and length in bytes of an encoded chunk within its shard."""
 Range = tuple[int, int, int]
 """Bytes to read: their offset in the file, where they go in the target, and how many they are."""
 
@@ -359,7 +395,7 @@ def parse_index(raw: bytes, n_chunks: int, path: object) -> list[Span | None]:
     StoreError
         If the checksum is not that of the index.
     """
-    if len(raw) != index_length(n_chunks) or google_crc32c.value(raw[:-4]).to_bytes(4, "little") != raw[-4:]:
+    if len(raw) != index_length(n_chunks) or crc32c(raw[:-4]).to_bytes(4, "little") != raw[-4:]:
         raise StoreError(
             f"{path} does not end in an index of {n_chunks} chunks with the right checksum; "
             "the shard is damaged or was cut short."

@@ -31,7 +31,7 @@ from t3vis.store.integrity import (
     shards_of,
 )
 from t3vis.store.sealed import SealedArray, open_sealed
-from t3vis.store.segments import passes_with_remains
+from t3vis.store.segments import passes_with_remains, segment_path
 from t3vis.store.shard import shard_path
 from t3vis.store.verify_examples import analysis_problems, columns_problems, example_problems
 
@@ -259,9 +259,9 @@ class _Split:
         if lacking:
             yield from lacking
             return
-        said = schema.rank_name(attributes["attempt"], attributes["rank"])
-        said += f"/{schema.pass_name(attributes['pass'])}_s{attributes['sequence']:06d}"
-        if not segment.as_posix().endswith(said):
+        named = segment_path(self.path, attributes)
+        said = f"{named.parent.name}/{named.name}"
+        if segment != named:
             yield Problem(segment / "zarr.json", f"it says to be the segment {said}")
         for name in (schema.EXAMPLE_ID.name, *schema.STORED_ARRAYS):
             if schema.node_exists(segment / name):
@@ -271,14 +271,15 @@ class _Split:
                 yield Problem(segment / name, "this array of the segment is missing", array=name)
 
     def _segment_array_problems(self, segment: Path, name: str, attributes: dict[str, Any]) -> Iterator[Problem]:
-        """What is wrong with one array of a segment, which is one shard of a chunk for each layer."""
+        """What is wrong with one array of a segment, which is one shard."""
         spec = schema.EXAMPLE_ID if name == schema.EXAMPLE_ID.name else schema.STORED_ARRAYS[name]
         node, expected_rows = segment / name, spec.n_rows(int(attributes["n_rows"]))
         n_leading = len(spec.leading)
         what = metadata_problem(
             node, dims=spec.segment_dims(), dtype=spec.dtype, fill=spec.fill, row_axis=n_leading, in_one_shard=True
         )
-        shape = () if what is not None else tuple(schema.read_metadata(node)["shape"])
+        said = {} if what is not None else schema.read_metadata(node)
+        shape = tuple(said.get("shape", ()))
         n_rows = shape[n_leading] if shape else 0
         if what is None and expected_rows not in (None, n_rows):
             what = f"it has {n_rows} rows, expected {expected_rows}"
@@ -286,17 +287,22 @@ class _Split:
             yield Problem(node / "zarr.json", what)
             return
         file = shard_path(node, (0,) * n_leading, 0, len(shape) - n_leading - 1)
-        n_bytes = int(np.prod(shape[n_leading:], dtype=np.int64)) * np.dtype(spec.dtype).itemsize
         expected = attributes.get("checksums", {}).get(file.relative_to(segment).as_posix())
-        n_chunks = shape[0] if n_leading else 1
+        chunk_rows = said["codecs"][0]["configuration"]["chunk_shape"][n_leading]
+        n_blocks = max(-(-n_rows // chunk_rows), 1)
+        n_bytes = chunk_rows * int(np.prod(shape[n_leading + 1 :], dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+        n_chunks = n_blocks * (shape[0] if n_leading else 1)
         try:
             found = list(shard_problems(file, n_chunks=n_chunks, chunk_bytes=n_bytes, decode=None, expected=expected))
         except FileNotFoundError:
             yield Problem(file, "this shard of the segment is missing", rows=range(n_rows))
             return
         for problem in found:
-            layer = problem.chunk if n_leading else None
-            yield Problem(file, problem.what, layer=layer, rows=range(n_rows))
+            layer, rows = None, range(n_rows)
+            if problem.chunk is not None and n_leading:
+                layer, block = divmod(problem.chunk, n_blocks)
+                rows = rows[block * chunk_rows : (block + 1) * chunk_rows]
+            yield Problem(file, problem.what, layer=layer, rows=rows)
         self.meter.add(file)
         if name == schema.EXAMPLE_ID.name and not found:
             yield from self._id_problems(open_sealed(node, 0), file, n_rows)

@@ -10,7 +10,6 @@ import datetime
 import logging
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ import numpy as np
 
 from t3vis.errors import ConfigurationError, RecordingError, StoreError
 from t3vis.store import schema, segments
-from t3vis.store.buffer import Buffer, Column, Rows, chosen_rows, n_rows_of, row_shape
+from t3vis.store.buffer import Buffer, Rows, chosen_rows, n_rows_of, row_shape
 from t3vis.store.checkpoints import noted
-from t3vis.store.codecs import rounded
 from t3vis.store.commits import (
     commit_of,
     committed_passes,
@@ -35,9 +33,9 @@ from t3vis.store.commits import (
 )
 from t3vis.store.liveness import WriterMark, has_other_writers
 from t3vis.store.options import StorageOptions
-from t3vis.store.ragged import Ragged
 from t3vis.store.seal import remove_sealed_segments
 from t3vis.store.sealer import Sealer
+from t3vis.store.segment_thread import SegmentThread
 from t3vis.store.segments import split_names
 
 logger = logging.getLogger(__name__)
@@ -85,8 +83,7 @@ class RunWriter:
         self._options = StorageOptions.of(path)
         self._started = _now()
         self._buffers: dict[str, Buffer] = {}
-        self._thread: ThreadPoolExecutor | None = None
-        self._writing: list[tuple[str, int, Future[None]]] = []
+        self._thread = SegmentThread(path, attempt=attempt, rank=rank, options=self._options)
         self._complete: list[str] = []
         self._to_seal: list[str] = []
         self._sealer = Sealer(path, schema.rank_name(attempt, rank), share=rank, n_shares=n_ranks)
@@ -186,14 +183,13 @@ class RunWriter:
         self._check_ids(name, rows)
         if not buffer.fits(rows):
             self._check_shapes(name, rows)
-            if buffer.n_rows:
-                self._hand_over(name)
+            self._thread.end_segment(name, buffer)
             buffer.allocate(rows)
         n_rows, taken = len(rows["example"]), 0
         while taken < n_rows:
             taken += buffer.take(rows, taken)
-            if buffer.is_full:
-                self._hand_over(name)
+            if buffer.is_full or buffer.is_due:
+                self._thread.hand_over(name, buffer, ends_segment=buffer.ends_segment)
         self._collect()
 
     def flush(self) -> None:
@@ -205,8 +201,7 @@ class RunWriter:
             If a split could not be written; the others are written nevertheless.
         """
         for name, buffer in self._buffers.items():
-            if buffer.n_rows:
-                self._hand_over(name)
+            self._thread.end_segment(name, buffer)
         self._collect(wait=True)
 
     def save_point(self, step: int, checkpoint: Path | None = None) -> None:
@@ -229,63 +224,17 @@ class RunWriter:
         self._note_attempt()
         self.flush()
 
-    def _hand_over(self, name: str) -> None:
-        """Have the buffered rows of one split written as a segment; waits while the one before is being written."""
-        buffer = self._buffers[name]
-        segment = f"{schema.pass_name(buffer.index)}_s{buffer.sequence:06d}"
-        path = self.path / name / "segments" / schema.rank_name(self.attempt, self.rank) / segment
-        rows = buffer.filled()
-        steps = np.asarray(rows["step"])
-        attributes = {
-            "pass": buffer.index,
-            "attempt": self.attempt,
-            "rank": self.rank,
-            "sequence": buffer.sequence,
-            "n_rows": buffer.n_rows,
-            "first_step": int(steps.min()),
-            "last_step": int(steps.max()),
-            "of_pass": buffer.of_pass,
-        }
-        buffer.sequence += 1
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="t3vis-writer")
-        writing = self._thread.submit(self._write_segment, path, rows, attributes)
-        self._writing.append((name, buffer.n_rows, writing))
-        buffer.turn(writing)
-
-    def _write_segment(self, path: Path, rows: Rows, attributes: dict[str, Any]) -> None:
-        """Write a segment, in the writer's thread; a failure leaves nothing behind."""
-        try:
-            if not schema.node_exists(path.parent):
-                schema.write_metadata(path.parent, schema.group_metadata())
-            stored: dict[str, Column] = {
-                name: column if isinstance(column, Ragged) else rounded(self._options.compression, name, column)
-                for name, column in rows.items()
-            }
-            durable_in = self.path if self._options.durability == "fsync" else None
-            segments.write_segment(path, stored, attributes, durable_in=durable_in)
-        except OSError:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-
     def _collect(self, *, wait: bool = False) -> None:
-        """See which segments have been written, all of them if ``wait``; what is lost is counted, then reported."""
-        failure, writing = None, self._writing
-        self._writing = []
-        for name, n_rows, future in writing:
-            if not (wait or future.done()):
-                self._writing.append((name, n_rows, future))
-                continue
-            error = future.exception()
-            if error is not None:
-                self.count_missing(name, n_rows, error)
-                failure = failure or (name, n_rows, error)
-        if failure is not None:
-            name, n_rows, error = failure
+        """See which rows have been written, all of them if ``wait``; what is lost is counted, then reported."""
+        found = self._thread.lost(wait=wait)
+        for lost in found:
+            self.count_missing(lost.split, lost.n_rows, lost.error)
+        if found:
+            first = found[0]
             raise RecordingError(
-                f"{n_rows} rows of {name} could not be written to {self.path}: {error}; free the disk or record "
-                "elsewhere. The rows lost are counted in the run's attempts group."
-            ) from error
+                f"{first.n_rows} rows of {first.split} could not be written to {self.path}: {first.error}; free the "
+                "disk or record elsewhere. The rows lost are counted in the run's attempts group."
+            ) from first.error
 
     def count_missing(self, name: str, n_rows: int, error: BaseException | None = None) -> None:
         """Note that rows were lost, and why; kept in the store as soon as the disk takes it."""
@@ -337,19 +286,15 @@ class RunWriter:
                 chosen &= ~segments.holds(split, index, window.attempt, ids, steps)
                 if not chosen.any():
                     continue
-                folder = split / "segments" / schema.rank_name(window.attempt, 0)
                 attributes = {
                     "pass": index,
                     "attempt": window.attempt,
                     "rank": 0,
                     "sequence": sequence,
-                    "n_rows": int(chosen.sum()),
-                    "first_step": int(steps[chosen].min()),
-                    "last_step": int(steps[chosen].max()),
                     "of_pass": of_pass,
                 }
                 part = {key: chosen_rows(key, column, chosen) for key, column in rows.items()}
-                self._write_segment(folder / f"{schema.pass_name(index)}_s{sequence:06d}", part, attributes)
+                self._thread.write_now(segments.segment_path(split, attributes), part, attributes)
         drop_commit(split, index)
 
     # Sealing
@@ -386,9 +331,7 @@ class RunWriter:
         try:
             self.flush()
         finally:
-            if self._thread is not None:
-                self._thread.shutdown()
-                self._thread = None
+            self._thread.stop()
             self._sealer.wait()
             if self.rank:
                 self._to_seal = []  # the first process does what is left

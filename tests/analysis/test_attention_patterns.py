@@ -53,14 +53,21 @@ def test_heads_are_named_after_what_they_follow():
         {"next": 0.25},
         {"first": 0.9, "cls": 0.9, "delimiter": 0.9},
         {"first": 0.9},
+        {"same_token": 0.35, "cls": 0.45, "same_sentence": 0.5, "delimiter": 0.5},
     )
     names = ["previous", "sep", "delimiter", "same_sentence", "broad", "mixed", "cls", "first"]
-    assert head_names(found).tolist() == [names]
+    expected = [*((name,) for name in names), ("same_sentence", "cls", "same_token")]
+    assert head_names(found) == {(0, head): several for head, several in enumerate(expected)}
+
+
+def test_a_head_that_is_not_there_has_no_name():
+    found = patterns_of(np.full((1, 2, len(PATTERNS)), 0.9), np.array([[0.5, np.nan]]))
+    assert list(head_names(found)) == [(0, 0)]
 
 
 def test_a_mass_that_is_no_more_than_chance_names_no_head():
     found = patterns_of(np.full((1, 1, len(PATTERNS)), 0.6), np.array([[0.5]]), chance=0.4)
-    assert head_names(found).tolist() == [["mixed"]]
+    assert head_names(found) == {(0, 0): ("mixed",)}
 
 
 def test_the_strongest_heads_of_a_pattern():

@@ -85,6 +85,18 @@ def test_learning_joins_what_the_single_functions_say():
         assert first == (correct[:, example].argmax() if correct[:, example].any() else -1)
 
 
+@given(hnp.arrays(np.float64, (4, 5, 3), elements=st.floats(-20, 20)), st.floats(-9, 9), st.randoms())
+def test_learning_does_not_see_a_constant_or_the_order_of_the_examples(logits, constant, random):
+    labels, order = np.array([0, 1, 2, 0, -1]), list(range(5))
+    random.shuffle(order)
+    logits = logits.round(3)
+    found, other = learning(logits, labels), learning((logits + round(constant, 3))[:, order], labels[order])
+    for name, values in found.as_columns().items():
+        np.testing.assert_allclose(other.as_columns()[name], values[order], atol=1e-6, err_msg=name)
+    assert np.all(found.first_learned < 4)
+    assert found.first_learned[4] == -1
+
+
 def test_loss_trajectories_by_hand():
     # 4, 2, (not seen), 1 at epochs 0, 1, 3: mean 7/3; epochs from their mean 4/3: -4/3, -1/3, 5/3, squares 42/9;
     # products -16/3 - 2/3 + 5/3 = -13/3: slope -13/14. Seen once: a slope is not known. Never seen: nothing is.

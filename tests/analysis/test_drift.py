@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -123,6 +125,17 @@ def test_flips_skip_what_was_not_seen():
     zero, one, gone = [1.0, 0.0], [0.0, 1.0], [np.nan, np.nan]
     logits = np.array([[zero, gone], [gone, gone], [one, gone], [one, gone], [zero, gone]])
     assert flips(logits).tolist() == [2, 0]
+
+
+@given(st.integers(0, 1000), st.floats(-5, 5))
+def test_flips_are_the_ends_of_runs_of_one_prediction(seed, constant):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(6, 5, 3))
+    logits[rng.random((6, 5)) < 0.3] = np.nan
+    predicted = [[row.argmax() for row in rows if np.isfinite(row).all()] for rows in logits.swapaxes(0, 1)]
+    expected = [max(sum(1 for _ in itertools.groupby(classes)) - 1, 0) for classes in predicted]
+    assert flips(logits).tolist() == expected
+    assert flips(3 * logits + constant).tolist() == expected
 
 
 def test_errors_say_what_disagrees():

@@ -37,7 +37,8 @@ class TestMultiLabel:
         # All labels at 3/4; the neighbour of the first example has its first label and not its second.
         near = Neighbours(np.array([[1], [0]]), np.array([[1.0], [1.0]]))
         found = multi_label_suspects(np.full((1, 2, 2), math.log(3)), np.array([[1, 1], [1, 0]]), neighbours=near)
-        assert found.score[0] == pytest.approx(1 - 3 / 4 / 3)
+        this, other = (3 / 4 + 1 / 2) * (1 / 2) ** 2, (1 / 4 + 1 / 2) * (3 / 2) ** 2
+        assert found.score[0] == pytest.approx(other / (this + other))
         assert found.neighbour_agreement.tolist() == [0, 0]
         assert found.suggested_label.tolist() == [1, 1]
 

@@ -7,16 +7,18 @@ from cleanlab.rank import (
     get_confidence_weighted_entropy_for_each_label,
     get_normalized_margin_for_each_label,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
 
+from t3vis.analysis import label_quality
 from t3vis.analysis.data_map import data_map
 from t3vis.analysis.label_quality import (
     Suspects,
     confidence_weighted_entropy,
     confident_learning,
+    credibility,
     neighbour_agreement,
     normalized_margin,
     suspected_errors,
@@ -105,7 +107,11 @@ def test_neighbours_count_twice_as_much_as_the_model():
     # nearer one for its label. Example 2: its only neighbour says 0.
     near_share = 1 / (1 + math.exp(-8))
     assert found.neighbour_agreement == pytest.approx([1 / 2, near_share, 0])
-    credible = [(3 / 4 + 2 / 2) / 3, (1 / 4 + 2 * near_share) / 3, 3 / 4 / 3]
+    # Probability and 1/2, times the square of the share and 1/2, over the sum of both classes.
+    credible = []
+    for prob, share in [(3 / 4, 1 / 2), (1 / 4, near_share), (3 / 4, 0)]:
+        this, other = (prob + 1 / 2) * (share + 1 / 2) ** 2, (3 / 2 - prob) * (3 / 2 - share) ** 2
+        credible.append(this / (this + other))
     assert found.score == pytest.approx([1 - each for each in credible])
     assert found.suggested_label.tolist() == [1, 1, 0]
     assert found.suggested_prob == pytest.approx([1 - each for each in credible])
@@ -183,6 +189,18 @@ def test_confident_learning_by_hand():
     np.testing.assert_allclose(found.noise_matrix, [[1, 1 / 6], [0, 5 / 6]], atol=1e-6)
     assert np.flatnonzero(found.is_error).tolist() == [4]
     assert found.n_errors == 1
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 999))
+def test_noise_and_joint_are_distributions(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.r_[np.arange(3), rng.integers(0, 3, 30)]
+    found = confident_learning((rng.dirichlet(np.ones(3), 33) + 2 * np.eye(3)[labels]) / 3, labels)
+    assert found.joint.sum() == pytest.approx(1)
+    np.testing.assert_allclose(found.noise_matrix.sum(axis=0), 1)
+    np.testing.assert_allclose(found.joint.sum(axis=1), np.bincount(labels) / 33)
+    assert 0 <= found.n_errors < 33
 
 
 def test_confident_learning_leaves_out_what_is_not_known():
@@ -321,3 +339,25 @@ def test_errors_say_what_disagrees(analysis):
         analysis(logits[..., :1], labels)
     with pytest.raises(AnalysisError, match="chunk_size is 0"):
         analysis(logits, labels, chunk_size=0)
+
+
+@given(st.integers(0, 999), st.integers(2, 6))
+def test_credibility_is_a_distribution_that_only_knowledge_moves(seed, n_classes):
+    rng = np.random.default_rng(seed)
+    probs, shares = rng.dirichlet(np.ones(n_classes), (2, 5))
+    found = credibility(probs, shares)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    order = rng.permutation(n_classes)
+    np.testing.assert_allclose(credibility(probs[:, order], shares[:, order]), found[:, order])
+    # A model that knows nothing leaves the order of the classes to the neighbours.
+    equal = np.full((5, n_classes), 1 / n_classes)
+    np.testing.assert_array_equal(credibility(equal, shares).argsort(axis=1), shares.argsort(axis=1))
+    np.testing.assert_array_equal(credibility(probs, equal).argsort(axis=1), probs.argsort(axis=1))
+
+
+def test_of_many_examples_some_give_the_median_distance(monkeypatch):
+    monkeypatch.setattr(label_quality, "MAX_FOR_MEDIAN", 2)
+    ids, distances = np.array([[1, 2], [0, 2], [0, 1], [0, 1]]), np.array([[1.0, 2], [9, 9], [1, 2], [9, 9]])
+    # Of every second example the median is 3/2, of all it is 11/2.
+    found = neighbour_agreement(Neighbours(ids, distances), np.array([0, 0, 1, 1]))
+    assert found[0] == pytest.approx(1 / (1 + math.exp(-8 / 1.5)))

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.stats import scoreatpercentile
 
 from t3vis.analysis.margins import area_under_margin, aum_threshold, below_threshold, threshold_samples
 from t3vis.errors import AnalysisError
@@ -27,6 +29,22 @@ def test_area_under_margin_averages_over_the_epochs_seen():
     assert area_under_margin(logits, np.array([0])).tolist() == [-1]
     assert area_under_margin(logits, np.array([1])).tolist() == [1]
     assert np.isnan(area_under_margin(logits, np.array([-1]))).all()
+
+
+@given(hnp.arrays(np.float64, (3, 4, 2), elements=st.floats(-50, 50)), st.floats(-9, 9))
+def test_of_two_classes_one_wins_by_what_the_other_loses(logits, constant):
+    first, second = (area_under_margin(logits, np.full(4, label)) for label in (0, 1))
+    np.testing.assert_array_equal(first, -second)
+    np.testing.assert_allclose(area_under_margin(logits + constant, np.zeros(4, int)), first, atol=1e-9)
+
+
+@given(hnp.arrays(np.float64, 30, elements=st.floats(-9, 9)), st.integers(0, 100), st.integers(0, 100))
+def test_a_higher_percentile_suspects_no_fewer(aum, one, other):
+    ids = np.arange(10)
+    low, high = (below_threshold([aum], [ids], percentile=percentile) for percentile in sorted([one, other]))
+    assert np.all(high[low])
+    assert not high[ids].any()
+    assert aum_threshold(aum, ids, percentile=one) == pytest.approx(scoreatpercentile(aum[ids], one))
 
 
 @given(st.integers(2, 200), st.integers(1, 30), st.integers(0, 99))

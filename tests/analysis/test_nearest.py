@@ -113,3 +113,15 @@ def test_errors_say_what_is_wrong():
         nearest_neighbours(np.zeros((2, 2)), k=0)
     with pytest.raises(AnalysisError, match=r"shape \(2,\) but must be \(n_examples, hidden\)"):
         nearest_neighbours(np.zeros(2))
+
+
+def test_progress_is_told_and_blocks_change_nothing(monkeypatch):
+    states = np.random.default_rng(0).normal(size=(50, 3))
+    whole = nearest_neighbours(states, k=4)
+    monkeypatch.setattr(nearest, "CHUNK_SIZE", 20)
+    monkeypatch.setattr(nearest, "DIFFERENCE_BYTES", 4 * 12 * 3 * 7)
+    told = []
+    found = nearest_neighbours(states, k=4, progress=lambda *done: told.append(done))
+    assert told == [(20, 50), (40, 50), (50, 50)]
+    np.testing.assert_array_equal(found.ids, whole.ids)
+    np.testing.assert_allclose(found.distances, whole.distances, rtol=1e-6)

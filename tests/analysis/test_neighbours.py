@@ -154,6 +154,23 @@ def test_overlap_by_hand():
     assert neighbour_overlap(one, other).tolist() == pytest.approx([2 / 3, 1])
 
 
+@given(st.integers(0, 99))
+def test_overlap_is_that_of_sets_whichever_comes_first(seed):
+    rng = np.random.default_rng(seed)
+    graphs = [
+        NeighbourGraph(
+            np.stack([rng.permutation(9)[:4] for _ in range(6)]).astype(np.int32),
+            np.zeros((6, 4), np.float32),
+            recall=1,
+        )
+        for _ in range(2)
+    ]
+    found = neighbour_overlap(*graphs)
+    expected = [len(set(one) & set(other)) / 4 for one, other in zip(*(graph.indices for graph in graphs), strict=True)]
+    assert found.tolist() == neighbour_overlap(*graphs[::-1]).tolist() == expected
+    assert neighbour_overlap(graphs[0], graphs[0]).tolist() == [1] * 6
+
+
 @pytest.mark.parametrize(
     ("states", "options", "message"),
     [

@@ -1,5 +1,9 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score
 
 from t3vis.analysis.passes import pass_figures
 from t3vis.errors import AnalysisError
@@ -27,6 +31,28 @@ def test_chunks_change_nothing():
     for name in whole:
         np.testing.assert_allclose(whole[name], chunked[name])
     np.testing.assert_allclose(whole["accuracy"], (logits.argmax(-1) == labels).mean(axis=1))
+
+
+def test_figures_agree_with_scikit_learn_and_scipy():
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(2, 60, 5)), rng.integers(0, 5, 60)
+    found = pass_figures(logits, labels)
+    for epoch, of_epoch in enumerate(logits):
+        assert found.accuracy[epoch] == pytest.approx(accuracy_score(labels, of_epoch.argmax(axis=1)))
+        assert found.gold_prob[epoch] == pytest.approx(softmax(of_epoch, axis=1)[np.arange(60), labels].mean())
+
+
+@given(st.integers(0, 99), st.integers(1, 19))
+def test_the_figures_of_all_are_those_of_the_parts_by_their_sizes(seed, n_first):
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.normal(size=(2, 20, 3)), rng.integers(-1, 3, 20)
+    whole, *parts = (
+        pass_figures(logits[:, part], labels[part]) for part in (slice(None), slice(n_first), slice(n_first, None))
+    )
+    assert whole.n_known.tolist() == sum(part.n_known for part in parts).tolist()
+    for name in ("accuracy", "gold_prob"):
+        sums = [np.nan_to_num(getattr(part, name)) * part.n_known for part in parts]
+        np.testing.assert_allclose(getattr(whole, name) * whole.n_known, sum(sums))
 
 
 def test_shapes_that_disagree_are_refused():

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +49,12 @@ def test_quantile_groups_keep_order_and_equal_values_together(values, n_groups):
     for value in set(values):
         assert len(set(groups[column == value])) == 1
     assert (edges[0], edges[-1]) == (column.min(), column.max())
+
+
+@given(st.lists(st.floats(-9, 9), min_size=2, max_size=50, unique=True), st.integers(1, 6))
+def test_quantile_groups_are_those_of_pandas(values, n_groups):
+    groups, edges = quantile_groups(np.array(values), n_groups)
+    assert groups.tolist() == pd.cut(values, [*edges[:-1], np.inf], right=False, labels=False).tolist()
 
 
 def test_what_is_not_known_is_in_no_group():

@@ -58,7 +58,7 @@ def test_the_mean_is_taken_in_float32_whatever_autocast_says() -> None:
     batch = Batch(torch.tensor([0, 1]), None, mask, None, training=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         taken = captured(batch, outputs, hidden_states="all", pooling="mean", problem_type=None)
-    np.testing.assert_array_equal(taken.rows["hidden_states"][0], states.mean(1).half().numpy())
+    np.testing.assert_array_equal(taken.rows()["hidden_states"][0], states.mean(1).half().numpy())
 
 
 def test_layers_of_different_widths_cannot_stand_side_by_side() -> None:
@@ -93,7 +93,7 @@ def test_rows_of_a_batch() -> None:
     taken = captured(batch, outputs, hidden_states=[-1], pooling="last", problem_type=None)
     assert taken.task == "single_label"
     assert taken.layers == [1]
-    rows = taken.rows
+    rows = taken.rows()
     assert rows["example"].tolist() == [7, 5, 9]
     assert rows["labels"].tolist() == [2, -1, 0]
     assert rows["length"].tolist() == [3, 2, 2]

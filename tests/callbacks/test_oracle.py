@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from t3vis.analysis.generalised import signed_logits
 from tests.callbacks.tiny import (
     N_CLASSES,
     PlainDataset,
@@ -87,6 +88,9 @@ def test_multi_label(train: Any, tmp_path: Path) -> None:
     run = recorded(tmp_path, model=model, train=train(rows))
     check_training(run.train, model, rows, task="multi_label")
     assert run.train.attributes["task"] == "multi_label"
+    targets = np.array([row["labels"] for row in rows])
+    of_each_label = np.logaddexp(0, -signed_logits(run.train.logits[:], targets))
+    np.testing.assert_allclose(run.train.loss[:], of_each_label.mean(-1), rtol=1e-5)
 
 
 # By hand

@@ -80,6 +80,15 @@ def test_a_language_model_predicts_the_next_token(labelled: bool) -> None:
         torch.testing.assert_close(found.loss[i], model(input_ids=ids, labels=ids).loss.detach())
 
 
+def test_a_class_of_ones_own_derived_from_a_language_model_is_one() -> None:
+    rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in tiny_rows(3)]
+    model = language_model("llama")
+    expected, _ = answered(model, rows)
+    model.__class__ = type("Mine", (type(model),), {})
+    found, _ = answered(model, rows)
+    assert torch.equal(found.loss, expected.loss)
+
+
 def test_the_decoder_of_two_stacks_is_given_the_labels() -> None:
     rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"][:3]} for row in tiny_rows(5)]
     model = tiny_model("bart", auto=AutoModelForSeq2SeqLM)

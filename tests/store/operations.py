@@ -1,5 +1,6 @@
 """Something happens, or the process dies, just before the n-th operation on files below a directory."""
 
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,3 +72,14 @@ def killed_before_each(below_of: Callable[[int], Path], act: Callable[[Path], An
 
 def _die() -> None:
     raise Killed
+
+
+@contextmanager
+def files_of_at_most(n_bytes: int) -> Iterator[None]:
+    """Writing more than that to one file fails with EFBIG, as a full disk does with ENOSPC."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

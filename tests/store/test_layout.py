@@ -1,7 +1,17 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t3vis.store.layout import MIN_CHUNK_ROWS, SEGMENT_BYTES, SHARD_BYTES, row_layout, segment_rows
+from t3vis.store.layout import (
+    BLOCK_BYTES,
+    MIN_CHUNK_ROWS,
+    RING_BYTES,
+    SEGMENT_BYTES,
+    SHARD_BYTES,
+    block_rows,
+    ring_blocks,
+    row_layout,
+    segment_rows,
+)
 
 sizes = st.one_of(st.none(), st.integers(0, 10**7))
 
@@ -24,7 +34,9 @@ def test_the_layout_does_not_depend_on_the_number_of_rows_where_that_is_unknown(
 
 
 @given(row_bytes=st.integers(1, 1 << 26), n_rows=sizes)
-def test_a_segment_holds_at_least_a_row_and_no_more_than_the_split(row_bytes, n_rows):
-    rows = segment_rows(row_bytes, n_rows)
-    assert 1 <= rows <= max(SEGMENT_BYTES // row_bytes, 1)
+def test_a_block_holds_at_least_a_row_and_no_more_than_a_segment_or_the_split(row_bytes, n_rows):
+    rows = block_rows(row_bytes, n_rows)
+    assert 1 <= rows <= max(BLOCK_BYTES // row_bytes, 1)
+    assert rows <= segment_rows(row_bytes) <= max(SEGMENT_BYTES // row_bytes, 1)
     assert n_rows is None or rows <= max(n_rows, 1)
+    assert ring_blocks(rows * row_bytes) * rows * row_bytes <= max(RING_BYTES, 2 * rows * row_bytes)

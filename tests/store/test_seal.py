@@ -248,3 +248,11 @@ def test_an_epoch_without_hidden_states_can_be_opened_again(tmp_path):
     states[1, :, train.step[1] < 3] = np.nan
     np.testing.assert_array_equal(train.hidden_states[:], states)
     assert verify(tmp_path) == []
+
+
+def test_a_directory_of_segments_whose_process_died_at_once_becomes_a_group(tmp_path):
+    two_epochs(tmp_path)
+    folder = tmp_path / "train/segments/a0007_r0000"
+    folder.mkdir()
+    remove_sealed_segments(tmp_path, "train")
+    assert schema.read_metadata(folder)["node_type"] == "group"

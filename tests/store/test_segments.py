@@ -6,6 +6,7 @@ import zarr
 
 from t3vis.errors import StoreError
 from t3vis.store import schema, segments
+from t3vis.store.open_segment import write_segment
 from t3vis.store.ragged import Ragged
 from t3vis.store.reader import open_run
 from t3vis.store.writer import create_run
@@ -25,7 +26,7 @@ def write(split, name, *, pass_=0, attempt=0, rank=0, sequence=0, of_pass=None, 
         "of_pass": of_pass or {},
     }
     columns = {key: value if isinstance(value, Ragged) else np.asarray(value) for key, value in rows.items()}
-    segments.write_segment(path, columns, attributes)
+    write_segment(path, columns, attributes)
     return path
 
 
@@ -154,7 +155,7 @@ def test_a_segment_is_there_whole_or_not_at_all_whenever_its_writer_is_killed(tm
 
     def act(path):
         attributes = {"pass": 0, "attempt": 0, "rank": 0, "sequence": 0, "n_rows": 2, "of_pass": {}}
-        segments.write_segment(path / "train/segments/a0000_r0000/p0000_s000000", rows, attributes)
+        write_segment(path / "train/segments/a0000_r0000/p0000_s000000", rows, attributes)
 
     seen = set()
     for path in killed_before_each(start, act):

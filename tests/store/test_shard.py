@@ -13,7 +13,7 @@ from t3vis.store import schema, shard
 from t3vis.store.checksums import checksum
 from t3vis.store.layout import RowLayout
 from t3vis.store.sealed import open_sealed
-from t3vis.store.shard import shard_path, write_rows, write_shard
+from t3vis.store.shard import PartialFile, index_of, shard_path, write_rows
 
 LAYOUTS = [RowLayout(1, 1), RowLayout(4, 4), RowLayout(4, 12), RowLayout(3, 9)]
 ZSTD = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
@@ -98,7 +98,11 @@ def test_chunks_and_shards_that_were_not_written_are_fill(tmp_path, zstd):
 
 
 def test_a_shard_is_its_chunks_then_an_index_then_its_checksum(tmp_path):
-    write_shard(tmp_path / "0", [b"ab", None, b"c"])
+    file = PartialFile(tmp_path / "0")
+    file.append([b"ab"])
+    file.append([b"c", index_of([(0, 2), None, (2, 1)])])
+    assert not (tmp_path / "0").exists()
+    file.complete()
     content = (tmp_path / "0").read_bytes()
     index = np.array([[0, 2], [2**64 - 1, 2**64 - 1], [2, 1]], "<u8").tobytes()
     assert content == b"abc" + index + google_crc32c.value(index).to_bytes(4, "little")
@@ -169,5 +173,5 @@ def test_compressed_bytes_that_make_no_sense_are_an_error_that_names_the_file(tm
 def test_a_failed_write_keeps_the_error_and_says_where(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError) as caught:
-        write_shard(tmp_path / "file" / "c" / "0", [b"ab"])
+        PartialFile(tmp_path / "file" / "c" / "0")
     assert str(tmp_path / "file" / "c" / "0") in caught.value.__notes__[0]

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t3vis.errors import StoreError
+from t3vis.store import schema
 from t3vis.store.examples import Columns, ExamplesWriter
 from t3vis.store.push import push
 from t3vis.store.reader import open_run
@@ -197,12 +198,14 @@ def test_the_package_that_a_protocol_needs_is_named(monkeypatch):
         open_run("s3://bucket/run.zarr")
 
 
-def test_a_run_elsewhere_cannot_be_written(tmp_path, memory):
+def test_a_run_elsewhere_is_read_only_and_results_are_not_kept_there(tmp_path, memory):
     full_run(tmp_path / "run")
     push(tmp_path / "run", memory)
     run = open_run(memory)
     with pytest.raises(StoreError, match=re.escape(f"{memory}/analysis") + ".*read only"):
-        write_result(run.path, "eval", "x", {"a": np.zeros(3)}, meanings={"a": "b"}, attributes={})
+        schema.write_metadata(run.path / "analysis", schema.group_metadata())
+    write_result(run.path, "eval", "x", {"a": np.zeros(3)}, meanings={"a": "b"}, attributes={})
+    assert not (run.path / "analysis/eval/x").exists()
 
 
 # Paths

@@ -1,10 +1,7 @@
 import re
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +16,8 @@ from t3vis.store.reader import open_run
 from t3vis.store.seal import remove_sealed_segments, seal_pass
 from t3vis.store.writer import create_run, join_run
 
-from .operations import killed_before_each
+from .operations import files_of_at_most, killed_before_each
 from .recordings import Expected, new_run, rows_of, split_attributes, two_epochs
-
-
-@contextmanager
-def files_of_at_most(n_bytes: int) -> Iterator[None]:
-    """Writing more than that to one file fails with EFBIG, as a full disk does with ENOSPC."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
 
 # What is written is what is read
 
@@ -148,14 +133,6 @@ def test_after_resuming_each_row_is_that_of_the_attempt_that_counts(tmp_path_fac
                     remove_sealed_segments(path, "train", before=index)
         writer.flush()
         expected.check(open_run(path).train)
-
-
-def test_a_batch_larger_than_the_buffer_is_taken_in_parts(tmp_path):
-    writer, expected = new_run(tmp_path, 4), Expected(4)
-    expected.log(writer, 0, rows_of([3, 1, 0, 2, 1, 1, 0, 0, 3], 0))
-    writer.flush()
-    assert [segment.n_rows for segment in segments.list_segments(tmp_path / "train", 0)] == [4, 4, 1]
-    expected.check(open_run(tmp_path).train)
 
 
 def test_several_ranks_record_one_epoch(tmp_path):
@@ -337,82 +314,6 @@ def test_rows_that_would_spoil_the_others_are_refused_and_counted(tmp_path, rows
     run = open_run(tmp_path)
     expected.check(run.train)
     assert run.missing_rows == len(rows["example"])
-
-
-# When the disk fails
-
-
-def test_rows_that_the_disk_refuses_are_counted_and_later_ones_recorded(tmp_path):
-    writer, expected = new_run(tmp_path, 500), Expected(500)
-    expected.log(writer, 0, rows_of(range(200), 0))
-    writer.flush()
-    writer.log("train", rows_of(range(200, 400), 1))
-    with files_of_at_most(2000), pytest.raises(RecordingError, match="200 rows of train could not be written"):
-        writer.flush()
-    expected.check(open_run(tmp_path).train)
-    expected.log(writer, 0, rows_of(range(300, 500), 2))
-    writer.seal("train", 0)
-    writer.close()
-    run = open_run(tmp_path)
-    expected.check(run.train)
-    assert run.missing_rows == 200
-    assert "200 rows could not be recorded: OSError: [Errno 27]" in run.summary()
-    assert run.train.passes[0].n_never == 100
-
-
-def reports(*actions):
-    """How many of the actions say that rows were lost: rows are written in the background, the next to act says so."""
-    n_reports = 0
-    for act in actions:
-        try:
-            act()
-        except RecordingError:
-            n_reports += 1
-    return n_reports
-
-
-def test_a_batch_in_the_middle_of_which_the_disk_fails_is_lost_only_as_far_as_that(tmp_path):
-    writer = new_run(tmp_path, 200)
-    rows = rows_of([*range(200), *range(200), *range(50)], 0)
-    with files_of_at_most(2000):
-        assert reports(lambda: writer.log("train", rows), writer.flush)
-    assert open_run(tmp_path).missing_rows == 400
-    np.testing.assert_array_equal(open_run(tmp_path).train.loss[0, :50], rows["loss"][400:])
-
-
-def test_the_rows_that_make_a_failed_flush_necessary_are_not_lost_with_it(tmp_path):
-    writer = new_run(tmp_path, 200)
-    writer.log("train", rows_of(range(199), 0))
-    rows = rows_of([0, 1], 1)
-    del rows["loss"]
-    with files_of_at_most(2000):
-        assert reports(lambda: writer.log("train", rows), writer.flush)
-    assert open_run(tmp_path).missing_rows == 199
-    np.testing.assert_array_equal(open_run(tmp_path).train.logits[0, :2], rows["logits"])
-
-
-def test_an_epoch_begins_even_if_the_end_of_the_last_is_lost(tmp_path):
-    writer, expected = new_run(tmp_path, 200), Expected(200)
-    writer.log("train", rows_of(range(199), 0))
-    with files_of_at_most(2000), pytest.raises(RecordingError):
-        writer.begin_pass("train", 1, {"epoch": 1, "step": 1})
-    expected.log(writer, 1, rows_of([3], 1))
-    writer.flush()
-    expected.check(open_run(tmp_path).train)
-
-
-def test_when_the_last_rows_are_lost_the_others_are_sealed(tmp_path):
-    writer, expected = new_run(tmp_path, 200), Expected(200)
-    expected.log(writer, 0, rows_of(range(10), 0))
-    writer.flush()
-    writer.seal("train", 0)
-    writer.begin_pass("train", 1, {})
-    writer.log("train", rows_of(range(199), 1))
-    with files_of_at_most(2000), pytest.raises(RecordingError):
-        writer.close()
-    writer.close()
-    assert open_run(tmp_path).train.passes[0].sealed
-    expected.check(open_run(tmp_path).train)
 
 
 # Sealing in the background

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from t3vis.store import layout, segments
+from t3vis.store import layout
+from t3vis.store.open_segment import OpenSegment
 from t3vis.store.writer import RunWriter, create_run, join_run
 
 from .folder import Checkpoint, Folder, Start
@@ -162,7 +163,8 @@ def main(path: str, plan_json: str, options_json: str) -> None:
     checkpoint, number = said.pop("start")
     options = Options(start=Start(Checkpoint(*checkpoint), number), **said)
     layout.SEGMENT_BYTES = plan.segment_bytes
-    segments.write_segment = folder.marked(options.rank, segments.write_segment)
+    for name in ("put", "commit"):
+        setattr(OpenSegment, name, folder.marked(options.rank, getattr(OpenSegment, name)))
     Training(folder, plan, options).train()
 
 
