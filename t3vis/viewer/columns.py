@@ -30,9 +30,11 @@ from t3vis.analyze import (
     analyzed_pass_outliers,
     analyzed_suspects,
 )
-from t3vis.analyze_projection import MEANINGS as MAP_MEANINGS
-from t3vis.analyze_projection import Method, analyzed_projection
+from t3vis.analyze_maps import MEANINGS as MAP_MEANINGS
+from t3vis.analyze_maps import Method
+from t3vis.analyze_projection import analyzed_projection
 from t3vis.store.reader import Run, Split
+from t3vis.viewer.aligned import aligned_pca
 
 Kind = Literal["category", "number", "coordinate"]
 
@@ -219,6 +221,8 @@ class _Columns:
         return analysis.read(self._run, self._split)[name]
 
     def _of_map(self, name: str, method: Method, layer: int, index: int) -> NDArray[Any]:
+        if method == "pca" and name in ("x", "y"):
+            return aligned_pca(self._run, self._split, layer=layer, pass_index=index)[name]
         found = analyzed_projection(self._run, self._split, pass_index=index, layer=layer, method=method)
         values: NDArray[Any] = found.columns[name]
         return values

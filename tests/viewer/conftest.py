@@ -1,34 +1,41 @@
 import contextlib
 import http.client
+import os
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
+from filelock import FileLock
 
 from t3vis import open_run
-from t3vis.cli import main
 from t3vis.viewer.app import make_app
 from t3vis.viewer.serve import HOST, listening
 from tests.callbacks.tiny import recorded
 from tests.viewer.asked import asked_run
 from tests.viewer.browser import browser, page
+from tests.viewer.topics import Probed, topics_run
 
 __all__ = ["browser", "page"]  # fixtures
 
 TOKEN = "let-me-in"
 
 
-@pytest.fixture(scope="session")
-def recorded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that a real Trainer has recorded."""
-    folder = tmp_path_factory.mktemp("viewer")
-    with contextlib.chdir(folder):
-        assert main(["demo", "--examples", "240", "--epochs", "3", "--output", "demo.zarr"]) == 0
-    return folder / "demo.zarr"
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str, record: Callable[[Path], object]) -> Path:
+    """A copy of a folder that the first process of the tests that needs it has filled."""
+    base = tmp_path_factory.getbasetemp()
+    common = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"recorded-{name}"
+    with FileLock(f"{common}.lock"):
+        if not (common / "complete").exists():
+            common.mkdir()
+            record(common)
+            (common / "complete").touch()
+    return Path(shutil.copytree(common, tmp_path_factory.mktemp(name), dirs_exist_ok=True))
 
 
 @dataclass(frozen=True)
@@ -83,15 +90,26 @@ def serving(path: Path, **options: Any) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
+def recorded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that a real Trainer has recorded."""
+    return shared(tmp_path_factory, "topics", topics_run) / "topics.zarr"
+
+
+@pytest.fixture(scope="session")
 def served(recorded_run: Path) -> Iterator[Served]:
     with serving(recorded_run) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
+def probed(recorded_run: Path, served: Served) -> Probed:
+    return Probed(open_run(recorded_run), served, np.load(recorded_run.with_name("wrong.npy")))
+
+
+@pytest.fixture(scope="session")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with gradients of heads and checkpoints, of texts in few words."""
-    return asked_run(tmp_path_factory.mktemp("asked"))
+    return shared(tmp_path_factory, "asked", asked_run) / "asked.zarr"
 
 
 @pytest.fixture(scope="session")
@@ -103,5 +121,5 @@ def asked_served(asked: Path) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def plain_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A run without text, gradients of heads, and checkpoints."""
-    with serving(recorded(tmp_path_factory.mktemp("plain")).path) as server:
+    with serving(shared(tmp_path_factory, "plain", recorded) / "run.zarr") as server:
         yield server

@@ -9,7 +9,7 @@ from tests.viewer.conftest import Served
 
 def test_the_run_is_shown(page, served):
     opened(page, served)
-    expect(page.get_by_role("heading", name="demo.zarr")).to_be_visible()
+    expect(page.get_by_role("heading", name="topics.zarr")).to_be_visible()
     for view in ("Projection View", "Data Table", "Attention Head View", "Instance Investigation View"):
         expect(page.get_by_role("region", name=view)).to_be_visible()
 
@@ -18,7 +18,7 @@ def run_script(browser: Browser, served: Served, script: str) -> None:
     with watched(browser) as page:
         opened(page, served)
         page.evaluate(script)
-        page.wait_for_timeout(50)
+        page.evaluate("() => new Promise((done) => setTimeout(done))")  # timers of the script come first
 
 
 @pytest.mark.parametrize(

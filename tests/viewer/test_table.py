@@ -122,7 +122,7 @@ def test_help_theme_and_panels_by_key(page, served):
 
 def test_every_control_has_a_name_and_can_be_reached(page, served):
     opened(page, served, example=2)
-    page.wait_for_timeout(500)
+    expect(page.get_by_role("region", name="Instance Investigation View")).to_contain_text("example 2")
     unnamed = page.evaluate(
         """[...document.querySelectorAll("button, select, input, textarea")].filter((control) => {
           const label = control.getAttribute("aria-label") ?? control.textContent.trim();

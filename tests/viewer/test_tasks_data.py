@@ -18,9 +18,7 @@ from t3vis.analyze import (
 )
 from tests.viewer.browser import opened
 from tests.viewer.clicks import add_column, choose, saved, shown_map, sorted_down
-from tests.viewer.probed import Probed, probed
-
-__all__ = ["probed"]  # a fixture
+from tests.viewer.topics import Probed
 
 
 def test_t1_how_good_each_layer_is_before_training(page, probed: Probed):

@@ -42,7 +42,7 @@ export function showing(plot, change, data) {
     : isMap ? ["x", "y"].map((name) => `${name}:${now.kind}:${now.layer}@${now.pass}`) : twoColumns(plot, data);
   const of = parsed(plot.color);
   const color = !of ? plot.color : isMap ? `${of.name}:${now.kind}:${now.layer}@${now.pass}` : "label";
-  const stays = isMap && now.kind !== "pca" && shownBy(plot).kind === now.kind; // such maps are aligned with each other
+  const stays = isMap && now.kind !== "pca" && shownBy(plot).kind === now.kind; // PCA has another scale in every epoch
   return { ...plot, x, y, color: data.infos.has(color) ? color : plot.color, view: stays ? plot.view : null };
 }
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from numpy.typing import NDArray
 
-from t3vis import RecorderCallback, Run, open_run
+from t3vis import RecorderCallback, Run
 from t3vis.demo.train import train_demo
-from tests.viewer.conftest import Served, serving
 
+if TYPE_CHECKING:
+    from tests.viewer.conftest import Served
+
+N_SENTENCES, N_EPOCHS = 240, 3
 TOPICS = {
     "weather": ["rain", "storm", "sunny", "cloud", "wind"],
     "food": ["bread", "soup", "cheese", "apple", "rice"],
@@ -31,14 +34,11 @@ class Probed:
     wrong: NDArray[np.int64]
 
 
-@pytest.fixture(scope="session")
-def probed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probed]:
-    """A run that a real Trainer has recorded, and that is served."""
-    folder = tmp_path_factory.mktemp("probed")
+def topics_run(folder: Path) -> None:
+    """Train the demo's model with the recorder: ``topics.zarr``, and ``wrong.npy``, the wrong labels."""
     recorder = RecorderCallback(folder / "topics.zarr", probe="train")
-    trained = train_demo(recorder, output_dir=folder / "model", dataset=sentences(250), epochs=4)
-    with serving(folder / "topics.zarr") as served:
-        yield Probed(open_run(folder / "topics.zarr"), served, trained.wrong_label_ids)
+    trained = train_demo(recorder, output_dir=folder / "model", dataset=sentences(N_SENTENCES), epochs=N_EPOCHS)
+    np.save(folder / "wrong.npy", trained.wrong_label_ids)
 
 
 def sentences(n: int) -> Dataset:
