@@ -78,9 +78,10 @@ def _write_model(folder: Path) -> None:
     words = {f"w{i}": i for i in range(2000)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=N_TOKENS).save_pretrained(folder)
+    saved: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=N_TOKENS)  # type: ignore[no-untyped-call]
+    saved.save_pretrained(folder)
     torch.manual_seed(0)
-    BertForSequenceClassification(BertConfig(vocab_size=len(words), num_labels=2)).save_pretrained(folder)
+    BertForSequenceClassification(BertConfig(vocab_size=len(words))).save_pretrained(folder)
 
 
 def _text(seed: int) -> str:

@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import BaseRoute, Mount, Route
 
 import t3vis
 from t3vis.errors import ProbingError, T3VisError
@@ -30,6 +28,7 @@ from t3vis.viewer.figures import FIGURE_KINDS, Figures
 from t3vis.viewer.heads import importance, patterns
 from t3vis.viewer.live import events, state
 from t3vis.viewer.openapi import document
+from t3vis.viewer.page import page_files
 from t3vis.viewer.probes import METHODS, Prober, probe_of
 from t3vis.viewer.security import Guard
 from t3vis.viewer.selection import Selection
@@ -37,7 +36,6 @@ from t3vis.viewer.tables import ids_of, to_parquet
 from t3vis.viewer.texts import MAX_ROWS, TextSearch, rows
 from t3vis.viewer.worker import ClosedError, Worker
 
-STATIC = Path(__file__).parent / "static"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COLUMN_SECONDS = 1.0
 """A request for a column waits that long for it to be computed; less than a server that is stopped waits for it."""
@@ -77,9 +75,9 @@ def make_app(
         Whether code that lies beside a model's weights may run.
     """
     server = _Server(run, selection, model, trust_remote_code=trust_remote_code)
-    routes = [Mount("/api/v1", routes=server.routes())]
+    routes: list[BaseRoute] = [Mount("/api/v1", routes=server.routes())]
     if page:
-        routes.append(Mount("/", GZipMiddleware(StaticFiles(directory=STATIC, html=True))))
+        routes.append(Route("/{path:path}", page_files()))
     guard = Middleware(Guard, token=token, hosts=tuple(hosts), ancestors=tuple(ancestors))
     handlers = {HTTPException: _http_error, T3VisError: _our_error, IndexError: _our_error}
     return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=server.lifespan)

@@ -21,11 +21,12 @@ from t3vis.analyze_projection import last_map
 from t3vis.errors import AnalysisError, ConfigurationError
 from t3vis.store.reader import Run, Split
 from t3vis.store.results import result_names
-from t3vis.viewer.app import STATIC, described
+from t3vis.viewer.app import described
 from t3vis.viewer.columns import Column, columns_of
 from t3vis.viewer.examples import example
 from t3vis.viewer.figures import FIGURE_KINDS, Figures
 from t3vis.viewer.heads import importance, patterns
+from t3vis.viewer.page import STATIC
 from t3vis.viewer.texts import rows
 
 MAX_IN_FILE = 200_000

@@ -95,22 +95,19 @@ def patterns(run: Run, split: Split, record: Pass) -> dict[str, Any]:
 
 
 def described_patterns(found: HeadPatterns) -> dict[str, Any]:
-    """What each head attends to over a dataset, in JSON: a name, the strongest patterns, a map by position."""
+    """What each head attends to over a dataset, in JSON: names, the strongest patterns, a map by position."""
     names = head_names(found)
+    layers, heads = (range(n) for n in found.entropy.shape)
     return {
         "attention": list(found.attention),
         "n_examples": int(np.nanmax(found.n_examples)),
-        "names": names.tolist(),
+        "names": [[list(names.get((layer, head), ())) for head in heads] for layer in layers],
         "meanings": dict(PATTERN_MEANINGS),
-        "strongest": [[_strongest(found, *place) for place in _row(names, layer)] for layer in range(len(names))],
+        "strongest": [[_strongest(found, layer, head) for head in heads] for layer in layers],
         "entropy": finite(found.relative_entropy),
         "distance": finite(found.distance),
         "by_position": finite(found.by_position),
     }
-
-
-def _row(names: NDArray[Any], layer: int) -> list[tuple[int, int]]:
-    return [(layer, head) for head in range(names.shape[1])]
 
 
 def _strongest(found: HeadPatterns, layer: int, head: int) -> list[dict[str, Any]]:
@@ -121,4 +118,6 @@ def _strongest(found: HeadPatterns, layer: int, head: int) -> list[dict[str, Any
 
 def finite(values: Any) -> Any:
     """Numbers as lists; what is not finite is null, which JSON knows."""
-    return np.where(np.isfinite(values), values, None).tolist()
+    known = np.array(values, dtype=object)
+    known[~np.isfinite(values)] = None
+    return known.tolist()

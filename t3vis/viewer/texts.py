@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from threading import Lock
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from t3vis.store.reader import Split
@@ -43,13 +44,12 @@ class TextSearch:
 
         ASCII letters match in either case, others as they are typed, in capitals and in small letters.
         """
-        if not wanted:
-            return np.arange(self._split.n_examples, dtype=np.int32)
-        if "\0" in wanted:
-            return np.empty(0, np.int32)
         forms = {form.encode().lower() for form in (wanted, wanted.lower(), wanted.upper(), wanted.capitalize())}
-        found = [block.find(form) for block in self._blocks() for form in forms]
-        return np.unique(np.concatenate([np.empty(0, np.int32), *found])).astype(np.int32)
+        passes = np.zeros(self._split.n_examples, np.bool_)
+        for block in self._blocks() if wanted else ():
+            for form in forms:
+                passes[block.examples] |= block.contains(form)
+        return np.flatnonzero(passes | (not wanted)).astype(np.int32)
 
     def _blocks(self) -> Iterator[_Block]:
         with self._lock:
@@ -62,7 +62,7 @@ class TextSearch:
         for column in self._split.text.values():
             for start in range(0, len(column), BLOCK):
                 block = _Block(start, *column.encoded(start, min(start + BLOCK, len(column))))
-                size += len(block.text)
+                size += block.n_bytes
                 if read is not None:
                     read.append(block)
                 if size > HELD_BYTES:
@@ -73,15 +73,17 @@ class TextSearch:
 
 
 class _Block:
-    """Texts of consecutive examples with a zero between them, in small letters as far as they are ASCII."""
+    """Texts of consecutive examples, in small letters as far as they are ASCII."""
 
     def __init__(self, start: int, text: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
-        self.text = np.insert(text, offsets[1:-1], 0).tobytes().lower()  # of bytes: no length changes
-        self._start = start
-        self._begins = offsets[:-1] + np.arange(len(offsets) - 1)
+        self.n_bytes = len(text)
+        n = len(offsets) - 1
+        self.examples = slice(start, start + n)
+        small = text.tobytes().lower()  # of bytes: no length changes
+        parts = [None, pa.py_buffer(np.ascontiguousarray(offsets, np.int64)), pa.py_buffer(small)]
+        self._texts = pa.Array.from_buffers(pa.large_binary(), n, parts)
 
-    def find(self, wanted: bytes) -> NDArray[np.int32]:
-        """Ids of the examples whose text contains these bytes, none of them zero."""
-        places = [match.start() for match in re.finditer(re.escape(wanted), self.text)]
-        numbers = np.searchsorted(self._begins, np.array(places, np.int64), side="right") - 1
-        return (self._start + numbers[np.flatnonzero(np.diff(numbers, prepend=-1))]).astype(np.int32)
+    def contains(self, wanted: bytes) -> NDArray[np.bool_]:
+        """Of each example whether its text contains these bytes."""
+        found: NDArray[np.bool_] = pc.match_substring(self._texts, wanted).to_numpy(zero_copy_only=False)
+        return found

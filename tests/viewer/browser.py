@@ -93,4 +93,4 @@ def opened(page: Page, served: Served, **state: Any) -> Page:
 
 def _is_elsewhere(url: str) -> bool:
     parts = urlsplit(url)
-    return parts.scheme not in ("data", "blob", "about") and parts.hostname != "127.0.0.1"
+    return parts.scheme not in ("data", "blob", "about", "file") and parts.hostname != "127.0.0.1"

@@ -94,12 +94,13 @@ def test_t3_what_each_head_attends_to(page, asked_served, known):
     view.get_by_role("button", name="attention").click()
     expect(view.get_by_role("button", name="aggregate")).to_have_attribute("aria-pressed", "true")
     view.get_by_role("button", name="Look at 200 examples").click()
+    expect(cell(page, 0, 0)).to_have_attribute("aria-label", re.compile("^head 0.0: "))  # it has been kept
     patterns = analyzed_attention(known.run, known.split, pass_index=1, max_examples=200)
     names = head_names(patterns)
     for layer in range(N_LAYERS):
         for head in range(N_HEADS):
-            name = str(names[layer, head]).replace("_", " ")
-            expect(cell(page, layer, head)).to_have_attribute("aria-label", f"head {layer}.{head}: {name}")
+            several = ", ".join(name.replace("_", " ") for name in names[layer, head])
+            expect(cell(page, layer, head)).to_have_attribute("aria-label", f"head {layer}.{head}: {several}")
     cell(page, 1, 2).hover()
     card = page.locator(".head-card")
     expect(card).to_contain_text("layer 1, head 2")

@@ -15,8 +15,8 @@ def test_what_is_found_contains_what_is_searched_for(texts, wanted):
     encoded = [text.encode() for text in texts]
     offsets = np.cumsum([0, *map(len, encoded)])
     block = _Block(100, np.frombuffer(b"".join(encoded), np.uint8), offsets)
-    expected = [100 + number for number, text in enumerate(encoded) if wanted.encode() in text.lower()]
-    assert block.find(wanted.encode()).tolist() == expected
+    assert block.examples == slice(100, 100 + len(texts))
+    assert block.contains(wanted.encode()).tolist() == [wanted.encode() in text.lower() for text in encoded]
 
 
 def test_a_search_goes_through_all_texts_and_not_across_them(tmp_path):

@@ -149,18 +149,18 @@ function ofAll(found, state) {
   const most = found.by_position.map((row) => Math.max(...row.map(largest)));
   const model = Math.max(...most);
   const cells = found.by_position.map((row, layer) => row.map((matrix, head) => {
-    const name = found.names[layer][head];
-    if (!name) return null;
+    const names = found.names[layer][head];
+    if (!names.length) return null;
     const factor = 1 / (state.headsPer === "model" ? model : most[layer]);
     const flat = matrix.flat();
     return {
       picture: { values: Float32Array.from(flat, (value) => (value ?? 0) * factor), n_rows: matrix.length, n_columns: matrix[0].length },
-      text: name.replaceAll("_", " "),
-      lines: [["follows", named(name, found.meanings)], ...found.strongest[layer][head].map(({ pattern, mass, chance }) => [pattern.replaceAll("_", " "), `${shownNumber(mass)}, chance ${chance === null ? "?" : shownNumber(chance)}`]),
+      text: names.map((name) => name.replaceAll("_", " ")).join(", "),
+      lines: [...names.map((name) => ["follows", named(name, found.meanings)]), ...found.strongest[layer][head].map(({ pattern, mass, chance }) => [pattern.replaceAll("_", " "), `${shownNumber(mass)}, chance ${chance === null ? "?" : shownNumber(chance)}`]),
         ["entropy of uniform", shownNumber(found.entropy[layer][head])], ["mean distance", `${shownNumber(found.distance[layer][head])} tokens`]],
     };
   }));
-  return { cells, attention: found.attention, isSigned: false, most: model, caption: `from one part of the text (rows) to another (columns); ${found.n_examples.toLocaleString("en")} examples`, names: found.names };
+  return { cells, attention: found.attention, isSigned: false, most: model, caption: `from one part of the text (rows) to another (columns); ${found.n_examples.toLocaleString("en")} examples` };
 }
 
 function named(name, meanings) {
