@@ -21,18 +21,19 @@ def example(run: Run, split: Split, number: int) -> dict[str, Any]:
     """
     if not 0 <= number < split.n_examples:
         raise IndexError(f"{split.name} has no example {number}; it has {split.n_examples}.")
+    arrays = split.arrays
+    indices = [record.index for record in split.passes]
     found: dict[str, Any] = {
         "id": number,
         "text": {name: column[number] for name, column in split.text.items()},
         "label": _plain(split.labels[number]),
-        "passes": [record.index for record in split.passes],
+        "passes": indices,
         "tokens": _tokens(run, split, number),
     }
-    indices = [record.index for record in split.passes]
     for name in ("loss", "step", "visits"):
-        if name in split.arrays:
+        if name in arrays:
             found[name] = _plain(split.array(name)[indices, number])
-    if "logits" in split.arrays:
+    if "logits" in arrays:
         logits = split.logits[indices, number]
         found["logits"] = _plain(logits)
         if split.attributes["task"] == "single_label":

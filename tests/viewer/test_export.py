@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from t3vis import open_run
+from t3vis import Run, open_run
 from t3vis.analyze import analyzed_suspects
 from t3vis.cli import main
 from t3vis.errors import ConfigurationError
@@ -24,22 +24,26 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def exported(recorded_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One HTML file, and beside it the folder."""
+    """One HTML file, and beside it the folder with few examples to look at."""
     folder = tmp_path_factory.mktemp("exported")
-    for name in ("one.html", "site"):
-        assert main(["view", str(recorded_run), "--export", str(folder / name)]) == 0
+    assert main(["view", str(recorded_run), "--export", str(folder / "one.html")]) == 0
+    run = open_run(recorded_run)
+    export.export_viewer(run, folder / "site", examples=[3, most_suspicious(run)])
     return folder
+
+
+def most_suspicious(run: Run) -> int:
+    return int(analyzed_suspects(run, run.train).ranking()[0])
 
 
 def shows_the_run(page: Page, recorded_run: Path) -> None:
     """The page is used as with a server."""
     page.wait_for_selector(READY)
-    train = open_run(recorded_run).train
-    suspects = analyzed_suspects(open_run(recorded_run), train)
+    run = open_run(recorded_run)
+    train, first = run.train, most_suspicious(run)
     header = page.get_by_role("columnheader", name="suspicion")
     header.click()
     header.click()
-    first = int(suspects.ranking()[0])
     expect(page.get_by_role("gridcell").first).to_have_text(str(first))
     page.get_by_role("gridcell").first.click()
     instance = page.get_by_role("region", name="Instance Investigation View")
@@ -82,8 +86,7 @@ def test_one_file_has_a_limit(recorded_run, tmp_path, monkeypatch):
         export.export_viewer(open_run(recorded_run), tmp_path / "one.html")
 
 
-def test_the_examples_that_are_chosen_can_be_looked_at(recorded_run, tmp_path):
-    export.export_viewer(open_run(recorded_run), tmp_path / "site", examples=[3, 100])
-    found = json.loads((tmp_path / "site/data/splits/0/examples.json").read_text())
-    assert list(found) == ["3", "100"]
+def test_the_examples_that_are_chosen_can_be_looked_at(exported, recorded_run):
+    found = json.loads((exported / "site/data/splits/0/examples.json").read_text())
+    assert list(found) == ["3", str(most_suspicious(open_run(recorded_run)))]
     assert found["3"]["tokens"]

@@ -107,7 +107,7 @@ def test_zoom_and_move_with_wheel_mouse_and_keys(page, served):
     expect(page).not_to_have_url(A_VIEW)
 
 
-def test_a_number_is_coloured_by_three_scales(page, served):
+def test_three_scales_of_numbers_and_a_legend_that_filters_by_a_category(page, served, train):
     opened(page, served)
     painted(page)
     for scale in ("quantile", "log", "linear"):
@@ -115,10 +115,6 @@ def test_a_number_is_coloured_by_three_scales(page, served):
         painted(page)
         expect(page.get_by_label("scale", exact=True)).to_have_value(scale)
     assert state_of(page).get("plots") is None or state_of(page)["plots"][0]["scale"] == "linear"
-
-
-def test_a_click_on_the_legend_filters_by_a_category(page, served, train):
-    opened(page, served)
     choose(page, "colour", "label")
     page.locator(".legend").get_by_role("button", name=train.class_names[1]).click()
     expect(page.locator(".count")).to_contain_text(f"{np.count_nonzero(train.labels == 1)} of {len(train)}")
@@ -146,7 +142,7 @@ def test_two_plots_with_own_epochs_and_a_shared_selection(page, served, recorded
     shown_map(page, "x:pca:0@0")
 
 
-def test_the_epochs_are_played(page, served, train):
+def test_the_epochs_are_played_and_any_two_columns_shown(page, served, train):
     opened(page, served)
     layer, indices = train.layers[-1], [record.index for record in train.passes]
     choose(page, "map", "pca")
@@ -157,10 +153,6 @@ def test_the_epochs_are_played(page, served, train):
     expect(page.get_by_role("button", name="play the epochs")).to_have_attribute("aria-pressed", "false")
     page.keyboard.press("[")
     shown_map(page, f"x:pca:{layer}@{indices[-2]}")
-
-
-def test_any_two_columns(page, served):
-    opened(page, served)
     choose(page, "map", "columns")
     choose(page, "x", "loss@0")
     choose(page, "y", "loss@2")

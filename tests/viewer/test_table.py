@@ -103,8 +103,16 @@ def test_a_link_opens_the_same_selection_and_search(page, served):
     expect(page.get_by_label("search texts")).to_have_value("the")
 
 
-def test_help_theme_and_panels_by_key(page, served):
-    opened(page, served)
+def test_every_control_has_a_name_and_keys_open_help_theme_and_panels(page, served):
+    opened(page, served, example=2)
+    expect(page.get_by_role("region", name="Instance Investigation View")).to_contain_text("example 2")
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll("button, select, input, textarea")].filter((control) => {
+          const label = control.getAttribute("aria-label") ?? control.textContent.trim();
+          return (!label && !control.labels?.length) || control.tabIndex < 0 && !control.closest("[role=grid], svg");
+        }).map((control) => control.outerHTML.slice(0, 90))"""
+    )
+    assert unnamed == []
     page.keyboard.press("?")
     help_ = page.get_by_role("dialog", name="Keyboard help")
     expect(help_).to_contain_text("lasso")
@@ -118,18 +126,6 @@ def test_help_theme_and_panels_by_key(page, served):
     page.keyboard.press("1")
     page.keyboard.press("/")
     expect(page.get_by_label("search texts")).to_be_focused()
-
-
-def test_every_control_has_a_name_and_can_be_reached(page, served):
-    opened(page, served, example=2)
-    expect(page.get_by_role("region", name="Instance Investigation View")).to_contain_text("example 2")
-    unnamed = page.evaluate(
-        """[...document.querySelectorAll("button, select, input, textarea")].filter((control) => {
-          const label = control.getAttribute("aria-label") ?? control.textContent.trim();
-          return (!label && !control.labels?.length) || control.tabIndex < 0 && !control.closest("[role=grid], svg");
-        }).map((control) => control.outerHTML.slice(0, 90))"""
-    )
-    assert unnamed == []
 
 
 def log_pass(writer, index, n):
