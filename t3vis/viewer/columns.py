@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -218,7 +218,7 @@ class _Columns:
         return analyzed_pass_outliers(self._run, self._split, index).score
 
     def _of_analysis(self, analysis: _Analysis, name: str) -> NDArray[Any]:
-        return analysis.read(self._run, self._split)[name]
+        return analysis.read(self._run, self._split, name)
 
     def _of_map(self, name: str, method: Method, layer: int, index: int) -> NDArray[Any]:
         if method == "pca" and name in ("x", "y"):
@@ -246,9 +246,14 @@ def _region(run: Run, split: Split) -> NDArray[Any]:
 _CATEGORIES = {"region": REGIONS, "never_learned": ("no", "yes")}
 
 
-def _first_learned(run: Run, split: Split) -> NDArray[Any]:
-    first = analyzed_difficulty(run, split)["first_learned"].astype(np.float64)
-    return np.where(first < 0, np.nan, first)
+def _data_map(run: Run, split: Split) -> dict[str, NDArray[Any]]:
+    return analyzed_data_map(run, split).as_columns()
+
+
+def _difficulty(run: Run, split: Split) -> dict[str, NDArray[Any]]:
+    found = analyzed_difficulty(run, split)
+    first = found["first_learned"].astype(np.float64)
+    return {**found, "first_learned": np.where(first < 0, np.nan, first)}
 
 
 @dataclass(frozen=True)
@@ -257,7 +262,7 @@ class _Analysis:
 
     needs: str
     """The recorded array."""
-    read: Callable[[Run, Split], Mapping[str, NDArray[Any]]]
+    read: Callable[[Run, Split, str], NDArray[Any]]
     columns: dict[str, tuple[str, str]]
     """Title and meaning by name."""
 
@@ -265,7 +270,7 @@ class _Analysis:
 _ANALYSES: dict[str, _Analysis] = {
     "data map": _Analysis(
         "logits",
-        lambda run, split: {**analyzed_data_map(run, split).as_columns(), "region": _region(run, split)},
+        lambda run, split, name: _region(run, split) if name == "region" else _data_map(run, split)[name],
         {
             "confidence": ("confidence", "mean gold-label probability"),
             "variability": ("variability", "standard deviation of the gold-label probability"),
@@ -278,7 +283,7 @@ _ANALYSES: dict[str, _Analysis] = {
     ),
     "label quality": _Analysis(
         "logits",
-        lambda run, split: analyzed_suspects(run, split).as_columns(),
+        lambda run, split, name: analyzed_suspects(run, split).as_columns()[name],
         {
             "score": ("suspicion", MEANINGS["score"]),
             "suggested_label": ("suggested label", MEANINGS["suggested_label"]),
@@ -292,7 +297,7 @@ _ANALYSES: dict[str, _Analysis] = {
     ),
     "difficulty": _Analysis(
         "logits",
-        lambda run, split: {**analyzed_difficulty(run, split), "first_learned": _first_learned(run, split)},
+        lambda run, split, name: _difficulty(run, split)[name],
         {
             "el2n": ("EL2N", "mean length of the probabilities minus the one-hot label"),
             "flips": ("flips", "how often the prediction changed"),
@@ -301,12 +306,12 @@ _ANALYSES: dict[str, _Analysis] = {
     ),
     "outliers": _Analysis(
         "hidden_states",
-        lambda run, split: {"outlier": analyzed_outliers(run, split).score},
+        lambda run, split, _: analyzed_outliers(run, split).score,
         {"outlier": ("outlier score", "mean rank by distances in hidden space and by loss, in [0, 1]")},
     ),
     "change": _Analysis(
         "hidden_states",
-        lambda run, split: vars(analyzed_drift(run, split)),
+        lambda run, split, name: vars(analyzed_drift(run, split))[name],
         {
             "displacement": ("moved", "distance moved in the last layer from the first epoch to the last"),
             "neighbourhood_change": ("new neighbours", "share of the neighbours that are new since the first epoch"),

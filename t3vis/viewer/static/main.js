@@ -1,6 +1,6 @@
 // The viewer: four linked views over one run.
 
-import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { html, render, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 import * as api from "./api.js";
 import { Filters } from "./controls.js";
 import { Data } from "./data.js";
@@ -21,7 +21,7 @@ const KEYS = [
 ];
 const PANELS = { table: "Data Table", suspects: "Label errors", layers: "Layers" };
 const OF_SPLIT = { filters: [], selected: [], example: null, decided: [], epoch: null, against: null };
-const TYPING_MS = 80; // without another key, and what was typed is searched for
+const TYPING_MS = 60; // without another key, and what was typed is searched for
 const MORE_ROWS_MS = 5000;
 const THEMES = { auto: "dark", dark: "light", light: "auto" };
 
@@ -59,15 +59,15 @@ function App() {
       document.getElementById("app").setAttribute("aria-busy", "false");
     }, (problem) => setError(problem.message));
   }, [wanted?.name, version]);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!data) return undefined;
     let isWanted = true;
     data.passed(state).then((found) => isWanted && setPassed({ ...found, split: data.split }), (problem) => isWanted && setError(problem.message));
     return () => (isWanted = false);
   }, [data, state.filters, state.search]);
   const passed = data && found?.split === data.split ? found : null;
-  useEffect(() => setListed(null), [data?.split]);
-  useEffect(() => {
+  useLayoutEffect(() => setListed(null), [data?.split]); // before the next ones can be found
+  useLayoutEffect(() => {
     if (!passed) return undefined;
     let isWanted = true;
     data.listed(state.sort, passed.mask).then((found) => isWanted && setListed(found), (problem) => isWanted && setError(problem.message));
@@ -76,7 +76,7 @@ function App() {
   useEffect(() => {
     if (run?.wants_selection && data) api.tellSelection(data.split, data.n, state.selected).catch((problem) => setError(problem.message));
   }, [run?.wants_selection, data?.split, state.selected]);
-  useEffect(() => {
+  useLayoutEffect(() => { // before the views read its colours
     document.documentElement.dataset.theme = state.theme;
   }, [state.theme]);
   useEffect(() => {

@@ -1,6 +1,6 @@
 // Projection View: examples as points, on a map or by any two columns, coloured by a third.
 
-import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { Choice, Legend } from "./controls.js";
 import { shownValue } from "./data.js";
 import { available, beside, MAP_TITLES, offered, showing, shownBy } from "./maps.js";
@@ -28,7 +28,7 @@ export function Projection({ data, split, plot, passed, state, store, number, to
   const [playing, setPlaying] = useState(false);
   const [busy, setBusy] = useState(true);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const made = new Scatter(canvas.current, {
       n: data.n,
       onDrawn: (ms, whole) => {
@@ -50,7 +50,7 @@ export function Projection({ data, split, plot, passed, state, store, number, to
   const passed_ = useRef(passed);
   passed_.current = passed;
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     let wanted = true;
     setError("");
     setBusy(true);
@@ -69,7 +69,7 @@ export function Projection({ data, split, plot, passed, state, store, number, to
     return () => (wanted = false);
   }, [data, plot.x, plot.y]);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     let wanted = true;
     data.column(plot.color)
       .then((column) => {
@@ -82,7 +82,7 @@ export function Projection({ data, split, plot, passed, state, store, number, to
     return () => (wanted = false);
   }, [data, plot.color, plot.scale]);
 
-  useEffect(() => passed && scatter.current.setShown(passed.shown, passed.others), [data, passed]);
+  useLayoutEffect(() => passed && scatter.current.setShown(passed.shown, passed.others), [data, passed]);
   useEffect(() => scatter.current.setSelected(state.selected), [data, state.selected]);
   useEffect(() => scatter.current.setTheme(themeOf()), [data, state.theme]);
   useEffect(() => scatter.current.setPointSize(state.size), [data, state.size]);

@@ -12,7 +12,7 @@ uniform float t, size; uniform int layer;
 uniform sampler2D colors; uniform vec4 grey;
 out vec4 color;
 void main() {
-  vec2 place = mix(vec2(x0, y0), vec2(x1, y1), t);
+  vec2 place = t < 1. ? mix(vec2(x0, y0), vec2(x1, y1), t) : vec2(x1, y1);
   bool known = place.x == place.x && place.y == place.y;
   gl_Position = known ? vec4((place - view.xy) / view.zw, 0., 1.) : vec4(9., 9., 9., 1.);
   bool selected = mark > 1.5;
@@ -95,8 +95,10 @@ export class Scatter {
    */
   setPlaces(x, y, morph) {
     const moves = morph && this.x;
-    this.upload("x0", moves ? this.x : x);
-    this.upload("y0", moves ? this.y : y);
+    if (moves) {
+      this.upload("x0", this.x);
+      this.upload("y0", this.y);
+    }
     this.upload("x1", x);
     this.upload("y1", y);
     [this.x, this.y] = [x, y];
