@@ -29,6 +29,7 @@ from t3vis.code_version import code_version
 from t3vis.errors import AnalysisError
 from t3vis.store.reader import Run, Split
 from t3vis.store.results import Result, current_result, write_result
+from t3vis.store.schema import pass_name
 
 T = TypeVar("T")
 
@@ -252,20 +253,52 @@ def analyzed_outliers(run: Run, split: Split) -> Outliers:
     parameters = {"n_references": n_references(split.n_examples)}
     known = _current(run, split, "outliers", parameters)
     if known is not None:
-        columns = dict(known.columns)
-        return Outliers(score=columns.pop("outlier_score"), **columns)
+        return _as_outliers(known)
     _recorded(split, "hidden_states")
-    last = Layer(split, _passes_with_states(split)[-1], -1)
+    loss = loss_trajectories(split.loss[:]).mean if "loss" in split.arrays else None
+    computed = _outliers_of(split, _passes_with_states(split)[-1], loss)
+    _keep(run, split, "outliers", _outlier_columns(computed), parameters)
+    return computed
+
+
+def analyzed_pass_outliers(run: Run, split: Split, pass_index: int) -> Outliers:
+    """Outliers in the last layer of one pass, and by the loss in that pass.
+
+    Raises
+    ------
+    AnalysisError
+        If no hidden states of that pass are kept.
+    """
+    name = f"outliers_{pass_name(pass_index)}"
+    parameters = {"pass": pass_index, "n_references": n_references(split.n_examples)}
+    known = _current(run, split, name, parameters)
+    if known is not None:
+        return _as_outliers(known)
+    _recorded(split, "hidden_states")
+    computed = _outliers_of(split, pass_index, split.loss[pass_index] if "loss" in split.arrays else None)
+    _keep(run, split, name, _outlier_columns(computed), parameters)
+    return computed
+
+
+def _outliers_of(split: Split, pass_index: int, loss: NDArray[Any] | None) -> Outliers:
+    states = Layer(split, pass_index, -1)
     unknown = np.full(split.n_examples, np.nan)
     if split.attributes["task"] == "single_label":
-        nearest, own = mahalanobis(last, split.labels)
+        nearest, own = mahalanobis(states, split.labels)
     else:  # without classes all examples are one cloud
-        nearest, own = mahalanobis(last, np.zeros(split.n_examples, np.int64))[0], unknown
-    mean_loss = loss_trajectories(split.loss[:]).mean if "loss" in split.arrays else unknown
-    computed = outliers(knn_distance(_neighbours(last, f"outliers of {split.name}")), nearest, own, mean_loss)
-    columns = computed.as_columns()
-    _keep(run, split, "outliers", {"outlier_score": columns.pop("score"), **columns}, parameters)
-    return computed
+        nearest, own = mahalanobis(states, np.zeros(split.n_examples, np.int64))[0], unknown
+    distance = knn_distance(_neighbours(states, f"outliers of {split.name}"))
+    return outliers(distance, nearest, own, unknown if loss is None else loss)
+
+
+def _outlier_columns(found: Outliers) -> dict[str, NDArray[Any]]:
+    columns = found.as_columns()
+    return {"outlier_score": columns.pop("score"), **columns}
+
+
+def _as_outliers(known: Result) -> Outliers:
+    columns = dict(known.columns)
+    return Outliers(score=columns.pop("outlier_score"), **columns)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,6 @@ from t3vis.analysis.attention_patterns import KINDS, PATTERNS, HeadPatterns
 from t3vis.analysis.nearest import sample_of
 from t3vis.checkpointed import pass_with_checkpoint, provenance
 from t3vis.errors import ProbingError
-from t3vis.probing.attention_patterns import attention_patterns, vocabulary_of
-from t3vis.probing.attention_texts import text_rows
-from t3vis.probing.model import load_model
 from t3vis.store.reader import Run, Split
 from t3vis.store.results import current_result, write_result
 from t3vis.store.schema import pass_name
@@ -100,7 +98,32 @@ def analyzed_attention(
     return found
 
 
+def known_attention(
+    run: Run, split: Split, index: int, n_examples: Sequence[int] = (MAX_EXAMPLES,)
+) -> HeadPatterns | None:
+    """What ``analyzed_attention`` has kept of a pass and is still current; nothing is computed.
+
+    Parameters
+    ----------
+    n_examples
+        How many it may have been asked to read at most, the first choice first.
+    """
+    record = next((record for record in split.passes if record.index == index), None)
+    checkpoint = None if record is None else record.checkpoint
+    if checkpoint is None:
+        return None
+    for most in n_examples:
+        made_of = {**provenance(split, checkpoint), "n_examples": min(split.n_examples, most), "seed": 0}
+        known = _kept(run, split, index, made_of)
+        if known is not None:
+            return known
+    return None
+
+
 def _probed(folder: Path, split: Split, ids: NDArray[np.int64]) -> HeadPatterns:
+    from t3vis.probing.attention_patterns import attention_patterns, vocabulary_of  # torch takes seconds to load
+    from t3vis.probing.model import load_model
+
     tokenizer = load_tokenizer(folder)
     rows = example_rows(split, ids, tokenizer)
     return attention_patterns(load_model(folder), rows, vocabulary_of(tokenizer), what="attention")
@@ -131,6 +154,8 @@ def example_rows(split: Split, ids: NDArray[np.int64], tokenizer: Any) -> list[d
     """
     if split.token_ids is not None:
         return [{"input_ids": split.token_ids[int(i)].tolist()} for i in ids]
+    from t3vis.probing.attention_texts import text_rows
+
     texts = list(split.text.values())
     if not texts:
         raise ProbingError(f"{split.path} holds neither token ids nor texts of its examples; record with text=.")

@@ -168,6 +168,16 @@ def analyzed_heads(
     return found
 
 
+def known_heads(run: Run, split: Split, index: int) -> HeadScores | None:
+    """What ``analyzed_heads`` has kept of a pass and is still current; nothing is computed."""
+    record = next((record for record in split.passes if record.index == index), None)
+    checkpoint = None if record is None else record.checkpoint
+    if checkpoint is None:
+        return None
+    made_of = {**provenance(split, checkpoint), "max_examples": MAX_EXAMPLES, "n_removed": N_REMOVED, "seed": 0}
+    return _current(run, split, f"head_importance_{pass_name(index)}", made_of)
+
+
 def analyzed_heads_of_epochs(run: Run, split: Split, **options: Any) -> dict[int, HeadScores]:
     """The same of every pass that has a checkpoint, by the number of the pass.
 

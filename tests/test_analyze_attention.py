@@ -58,7 +58,7 @@ def test_it_is_kept_in_the_store(run, found, monkeypatch):
     assert result.attributes["patterns"] == list(PATTERNS)
     assert result.attributes["n_examples"] == 20
     assert result.attributes["mode"] == "eval"
-    monkeypatch.setattr("t3vis.analyze_attention.load_model", None)  # what is kept needs no model
+    monkeypatch.setattr("t3vis.probing.model.load_model", None)  # what is kept needs no model
     kept = analyzed_attention(open_run(run.path), run.train)
     assert kept.attention == found.attention
     for table in TABLES.values():

@@ -41,7 +41,7 @@ def _demo(options: argparse.Namespace) -> None:
     from t3vis.plots import plot_data_map, write_figure
 
     path: Path = options.output
-    recorder = RecorderCallback(path, overwrite=options.overwrite)
+    recorder = RecorderCallback(path, heads=True, overwrite=options.overwrite)
     print(
         "reading " + (f"{options.dataset} ..." if options.dataset else "the docstrings of the installed packages ...")
     )
@@ -78,6 +78,7 @@ look at it with    t3vis info {path}
                    t3vis suspects {path}
                    t3vis plot {path}
                    t3vis report {path}
+                   t3vis view {path}
 or in Python       from t3vis import open_run; run = open_run("{path}")""")
 
 

@@ -11,7 +11,7 @@ from t3vis.checkpointed import pass_with_checkpoint
 from t3vis.coloured_tokens import Row, ansi, page, printable
 from t3vis.commands.arguments import Commands, add_command, opened_split
 from t3vis.commands.output import opened, table, terminal_width
-from t3vis.errors import ConfigurationError, ProbingError
+from t3vis.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from t3vis.probing.encoded import Encoded
@@ -119,24 +119,13 @@ class _Source:
         return self.recorded(options.example), f"example {options.example} of {self._chosen_split.name}"
 
     def recorded(self, number: int) -> Encoded:
-        """An example of the run: its texts, if they are read as the recorded tokens, else these tokens alone."""
-        from t3vis.probing.encoded import encoded, from_ids
+        """An example of the run."""
+        from t3vis.recorded_example import recorded_example
 
-        split, tokenizer = self._chosen_split, self.tokenizer
+        split = self._chosen_split
         if not 0 <= number < split.n_examples:
             raise ConfigurationError(f"example {number} of {split.name}, which has {split.n_examples:,}.")
-        ids = None if split.token_ids is None else split.token_ids[number].tolist()
-        texts = [column[number] for column in split.text.values()]
-        if tokenizer is not None:
-            for end in range(min(len(texts), 2), 0, -1):
-                found = encoded(tokenizer, *texts[:end], max_length=None if ids is None else len(ids))
-                if ids is None or found.inputs["input_ids"].tolist() == ids:
-                    return found
-        if ids is None:
-            raise ConfigurationError(f"{split.path} holds neither tokens nor a text that can be read.")
-        if tokenizer is not None:
-            return from_ids(ids, tokenizer.convert_ids_to_tokens(ids), special=tokenizer.all_special_ids)
-        return from_ids(ids, self._chosen_run.tokens(ids))
+        return recorded_example(self._chosen_run, split, number, self.tokenizer)
 
     def target(self, example: Encoded) -> Target:
         """What is explained: the class that was named, else what the model predicts."""
@@ -230,12 +219,6 @@ def _loaded(folder: Path) -> Any:
 
 
 def _tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint; ``None`` if none was saved with it."""
-    from transformers import AutoTokenizer
+    from t3vis.recorded_example import tokenizer_of
 
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ProbingError(f"the tokenizer of {folder} cannot be read: {error}.") from error
+    return tokenizer_of(folder)

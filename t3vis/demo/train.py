@@ -86,7 +86,7 @@ def train_demo(
     callback
         Any ``TrainerCallback``; the recorder, in earnest.
     output_dir
-        Receives the model after the last epoch, with its tokenizer; no checkpoints.
+        Receives the model after the last epoch, with its tokenizer, and the weights of each epoch as a checkpoint.
     dataset
         Columns ``text``, ``label`` (a ``ClassLabel``) and optionally ``text_pair``, as `docstring_corpus` and
         `read_dataset` return.
@@ -129,7 +129,8 @@ def train_demo(
             warmup_steps=0.1,  # a share of all steps
             train_sampling_strategy="group_by_length",  # less padding
             eval_strategy="epoch",
-            save_strategy="no",
+            save_strategy="epoch",
+            save_only_model=True,
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
@@ -143,8 +144,8 @@ def train_demo(
         callbacks=[callback, _ProgressBar()],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
     with _without_progress_bars():
+        trainer.train()
         trainer.save_model()
     accuracies = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
     return TrainedDemo(train, evaluation, accuracies[-1], wrong_label_ids, tuple(classes.names))

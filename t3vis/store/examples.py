@@ -255,12 +255,23 @@ class RaggedColumn:
     def __repr__(self) -> str:
         return f"<{'texts' if self._text else 'sequences'} of {len(self)} examples>"
 
+    def encoded(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The values of examples `start` to `stop`, not included, as they are kept.
+
+        Returns
+        -------
+        All values one after the other, UTF-8 bytes for a text; and where each example begins among them, and after
+        the last one where it ends, shape (stop - start + 1,).
+        """
+        offsets = self._offsets.read((), range(start, stop + 1))
+        values = self._values.read((), range(int(offsets[0]), int(offsets[-1])))
+        return values, offsets - offsets[0]
+
     def _range(self, start: int, stop: int) -> list[Any]:
         if stop == start:
             return []
-        offsets = self._offsets.read((), range(start, stop + 1))
-        values = self._values.read((), range(int(offsets[0]), int(offsets[-1])))
-        parts = np.split(values, offsets[1:-1] - offsets[0])
+        values, offsets = self.encoded(start, stop)
+        parts = np.split(values, offsets[1:-1])
         return [part.tobytes().decode() for part in parts] if self._text else parts
 
 

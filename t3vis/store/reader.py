@@ -10,7 +10,7 @@ import html
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +23,9 @@ from t3vis.store.run_arrays import RaggedRunArray, RunArray
 from t3vis.store.sealed import HeldShards
 from t3vis.store.segments import split_names
 from t3vis.store.storage import locate
+
+if TYPE_CHECKING:
+    from t3vis.viewer.notebook import View
 
 
 class Split:
@@ -369,6 +372,11 @@ class Run:
         """Rows that could not be recorded, over all processes and attempts."""
         return sum(sum(attempt["missing_rows"].values()) for attempt in segments.attempts(as_path(self.path)))
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the run was recorded with a tokenizer, so that `tokens` can name them."""
+        return schema.node_exists(self.path / "tokenizer" / "text" / "token" / "values")
+
     def tokens(self, ids: ArrayLike) -> list[str]:
         """Token ids as the tokens they stand for.
 
@@ -377,10 +385,9 @@ class Run:
         StoreError
             If the run was recorded without a tokenizer.
         """
-        vocabulary = self.path / "tokenizer" / "text" / "token"
-        if not schema.node_exists(vocabulary / "values"):
+        if not self.has_tokens:
             raise StoreError(f"{self.path} holds no vocabulary; give the Trainer its tokenizer as processing_class.")
-        column = RaggedColumn(vocabulary, text=True)
+        column = RaggedColumn(self.path / "tokenizer" / "text" / "token", text=True)
         return [column[int(i)] for i in np.asarray(ids)]
 
     def summary(self) -> str:
@@ -399,6 +406,27 @@ class Run:
             causes = {attempt["first_error"] for attempt in attempts if attempt["first_error"]}
             lines.append(f"{self.missing_rows:,} rows could not be recorded: {'; '.join(sorted(causes))}")
         return "\n".join(lines)
+
+    def view(self, *, height: int = 800, host: str = "localhost", port: int = 0) -> View:
+        """Show the viewer in a notebook; what is selected there comes back as ``.selected``.
+
+        Parameters
+        ----------
+        height
+            Of the frame, in pixels.
+        host
+            The name under which the notebook is open, ``localhost`` or ``127.0.0.1``.
+        port
+            Of the viewer's server; 0 is any that is free.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If the extra ``t3vis[viewer]`` is not installed.
+        """
+        from t3vis.viewer.notebook import View  # a server, which readers do not need
+
+        return View(self, height=height, host=host, port=port)
 
     def __repr__(self) -> str:
         return f"<t3vis run {self.path}>\n{self.summary()}"

@@ -2,13 +2,15 @@
 
 A column has one value per example, or is a table over whatever its dimensions are named after.
 
-The group's metadata is written last, so that a result is there whole or not at all.
+The group's metadata is written last, so that a result is there whole or not at all. Threads of one process wait for
+each other; of two processes that write the same result at once, one may fail.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ from t3vis.store import schema
 from t3vis.store.layout import row_layout
 from t3vis.store.sealed import open_sealed
 from t3vis.store.shard import write_rows
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,21 @@ def write_result(
     if not isinstance(run, Path):
         return
     group = run / "analysis" / split / name
-    for parent in (run / "analysis", run / "analysis" / split):
-        if not schema.node_exists(parent):
-            schema.write_metadata(parent, schema.group_metadata())
-    (group / "zarr.json").unlink(missing_ok=True)
-    shutil.rmtree(group, ignore_errors=True)
+    with _ONE_AT_A_TIME:
+        for parent in (run / "analysis", run / "analysis" / split):
+            if not schema.node_exists(parent):
+                schema.write_metadata(parent, schema.group_metadata())
+        _remove(group)
+        _write_columns(group, columns, meanings, attributes, dims)
+
+
+def _write_columns(
+    group: Path,
+    columns: Mapping[str, NDArray[Any]],
+    meanings: Mapping[str, str],
+    attributes: Mapping[str, Any],
+    dims: tuple[str, ...],
+) -> None:
     mode = {"mode": attributes["mode"]} if "mode" in attributes else {}
     for column, values in columns.items():
         rows = np.ascontiguousarray(values)
@@ -85,11 +99,12 @@ def write_result(
 def read_result(run: schema.Node, split: str, name: str) -> Result | None:
     """The result of that name, or ``None`` if there is none."""
     group = run / "analysis" / split / name
-    if not schema.node_exists(group):
-        return None
-    nodes = sorted((node.parent for node in group.glob("*/zarr.json")), key=str)
-    columns = {node.name: open_sealed(node, 0).read_all() for node in nodes}
-    return Result(columns, schema.read_metadata(group)["attributes"])
+    with _ONE_AT_A_TIME:
+        if not schema.node_exists(group):
+            return None
+        nodes = sorted((node.parent for node in group.glob("*/zarr.json")), key=str)
+        columns = {node.name: open_sealed(node, 0).read_all() for node in nodes}
+        return Result(columns, schema.read_metadata(group)["attributes"])
 
 
 def result_names(run: schema.Node, split: str) -> list[str]:
@@ -107,6 +122,10 @@ def current_result(run: schema.Node, split: str, name: str, made_of: Mapping[str
 
 def remove_result(run: Path, split: str, name: str) -> None:
     """Remove the result of that name, if there is one; its metadata goes first."""
-    group = run / "analysis" / split / name
+    with _ONE_AT_A_TIME:
+        _remove(run / "analysis" / split / name)
+
+
+def _remove(group: Path) -> None:
     (group / "zarr.json").unlink(missing_ok=True)
     shutil.rmtree(group, ignore_errors=True)

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import zarr
 
@@ -60,3 +62,20 @@ def test_killed_at_any_moment_of_replacing_a_result_the_old_the_new_or_none_is_t
                 np.testing.assert_array_equal(found.columns[name], values)
         act(path)
         assert read_result(path, "train", "data_map").attributes == {"seed": 1}
+
+
+def test_threads_that_write_and_read_at_once_find_it_whole_or_not_at_all(tmp_path):
+    new_run(tmp_path / "run.zarr")
+
+    def written_and_read(seed):
+        write_result(
+            tmp_path / "run.zarr", "train", "made", columns(seed), meanings=MEANINGS, attributes={"seed": seed}
+        )
+        return read_result(tmp_path / "run.zarr", "train", "made")
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(written_and_read, range(40)):
+            expected = columns(found.attributes["seed"])
+            assert found.columns.keys() == expected.keys()
+            for name, values in expected.items():
+                np.testing.assert_array_equal(found.columns[name], values)

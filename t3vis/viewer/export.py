@@ -1,0 +1,212 @@
+"""The viewer without a server: a folder for any static host, or one HTML file that opens by itself.
+
+Everything that the page asks a server for is written down beforehand; what needs a model or a lasting computation is
+there as far as it has been computed.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from t3vis.analyze import analyzed_suspects
+from t3vis.analyze_projection import last_map
+from t3vis.errors import AnalysisError, ConfigurationError
+from t3vis.store.reader import Run, Split
+from t3vis.store.results import result_names
+from t3vis.viewer.app import described
+from t3vis.viewer.columns import Column, columns_of
+from t3vis.viewer.examples import example
+from t3vis.viewer.figures import FIGURE_KINDS, Figures
+from t3vis.viewer.heads import importance, patterns
+from t3vis.viewer.page import STATIC
+from t3vis.viewer.texts import rows
+
+MAX_IN_FILE = 200_000
+"""Examples that one HTML file may hold; browsers open more of them slowly, or not at all."""
+PAGE = 1000
+"""Texts of one file of a folder."""
+N_CHOSEN = 300
+"""Examples of a split whose tokens and trajectories are written down, if none are chosen."""
+
+Resources = Iterator[tuple[str, bytes]]
+POLICY = {
+    "folder": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'",
+    "file": "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:",
+}
+_IMPORT = re.compile(r'(\bfrom\s*|\bimport\s*)"\./([\w./-]+\.js)"')
+
+
+def export_viewer(
+    run: Run, path: Path, *, examples: Sequence[int] | None = None, say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Write the viewer of a run, as it is now, to a new folder, or to a file if `path` ends with ``.html``.
+
+    Parameters
+    ----------
+    run
+        What is shown.
+    path
+        Must not exist.
+    examples
+        Ids, in every split that has them, whose tokens and trajectories can be looked at; by default those of the most
+        suspicious labels, or all of a small split. Texts, labels and columns are there of all.
+    say
+        Is told what is left out.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is something at `path`, or one file would have to hold more than 200,000 examples.
+    """
+    if path.exists():
+        raise ConfigurationError(f"{path} is there already; remove it, or export to another path.")
+    is_file = path.suffix == ".html"
+    n_examples = sum(split.n_examples for split in run.splits.values())
+    if is_file and n_examples > MAX_IN_FILE:
+        raise ConfigurationError(
+            f"{run.path} has {n_examples:,} examples, and one file may hold {MAX_IN_FILE:,}; export to a folder."
+        )
+    found = _resources(run, examples, say)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_file:
+        path.write_text(_one_file(found), encoding="utf-8")
+    else:
+        _write_folder(path, found)
+
+
+def _resources(run: Run, examples: Sequence[int] | None, say: Callable[[str], None]) -> Resources:
+    """What the page will ask for, by name."""
+    about = described(run)
+    about["probing"] = {"model": None, "methods": []}
+    for split in about["splits"]:
+        for record in split["passes"]:
+            record["has_checkpoint"] = False  # the page has nobody who could load it
+    yield "run.json", _json(about)
+    for number, split in enumerate(run.splits.values()):
+        yield from _of_split(run, split, f"splits/{number}", examples, say)
+
+
+def _of_split(
+    run: Run, split: Split, root: str, examples: Sequence[int] | None, say: Callable[[str], None]
+) -> Resources:
+    catalogue = []
+    for column in _columns(run, split):
+        try:
+            values = column.to_bytes()
+        except AnalysisError as error:
+            say(f"left out: {column.id} of {split.name} ({error})")
+            continue
+        catalogue.append(column.described())
+        yield f"columns/{column.key}.bin", values
+    yield f"{root}/columns.json", _json({"n": split.n_examples, "columns": catalogue})
+    for kind in FIGURE_KINDS:
+        try:
+            yield f"{root}/figures/{kind}.json", Figures(run, split, kind).to_bytes()
+        except AnalysisError as error:
+            yield f"{root}/figures/{kind}.json", _json({"error": str(error)})
+    for record in split.passes:
+        yield f"{root}/heads/importance-{record.index}.json", _json(importance(run, split, record, []))
+        yield f"{root}/heads/pattern-{record.index}.json", _json(patterns(run, split, record))
+    for start in range(0, split.n_examples, PAGE):
+        ids = list(range(start, min(start + PAGE, split.n_examples)))
+        yield f"{root}/texts/{start // PAGE}.json", _json(rows(split, ids))
+    chosen = _chosen(run, split) if examples is None else [i for i in examples if 0 <= i < split.n_examples]
+    yield f"{root}/examples.json", _json({str(number): example(run, split, number) for number in chosen})
+
+
+def _columns(run: Run, split: Split) -> list[Column]:
+    """All columns but those of maps that nobody has looked at yet; of these the last."""
+    if "hidden_states" in split.arrays and split.passes:
+        last_map(run, split)
+    there = set()
+    for name in result_names(run.path, split.name):
+        said = re.fullmatch(r"(tsne|pca)_p(\d+)_l(\d+)", name)
+        if said:
+            there.add(f"{said[1]}:{int(said[3])}@{int(said[2])}")
+    columns = columns_of(run, split)
+    return [column for column in columns if column.layer is None or column.id.partition(":")[2] in there]
+
+
+def _chosen(run: Run, split: Split) -> list[int]:
+    if split.n_examples <= N_CHOSEN:
+        return list(range(split.n_examples))
+    try:
+        ranking = analyzed_suspects(run, split).ranking()
+    except AnalysisError:  # of a task without suspects the first ones are as good as any
+        ranking = np.arange(split.n_examples)
+    return sorted(ranking[:N_CHOSEN].tolist())
+
+
+def _write_folder(path: Path, found: Resources) -> None:
+    for file in STATIC.rglob("*"):
+        if file.is_file():
+            target = path / file.relative_to(STATIC)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    page = (STATIC / "index.html").read_text(encoding="utf-8")
+    (path / "index.html").write_text(page.replace("<title>", f"{_head('folder')}<title>"), encoding="utf-8")
+    (path / ".nojekyll").touch()  # GitHub Pages leaves files alone then
+    for name, content in found:
+        target = path / "data" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+
+def _one_file(found: Resources) -> str:
+    modules = {
+        f"t3vis/{file.relative_to(STATIC).as_posix()}": _as_data(_with_bare_imports(file.read_text(encoding="utf-8")))
+        for file in sorted(STATIC.rglob("*.js"))
+    }
+    embedded = "\n".join(
+        f'<script type="application/gzip" data-name="{html.escape(name)}">'
+        f"{base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()}</script>"
+        for name, content in found
+    )
+    style = (STATIC / "style.css").read_text(encoding="utf-8")
+    licences = "\n".join(file.read_text(encoding="utf-8") for file in sorted((STATIC / "vendor").glob("LICENSE*")))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+{_head("file")}
+<title>t3vis</title>
+<style>
+{style}</style>
+<script type="importmap">{json.dumps({"imports": modules})}</script>
+</head>
+<body><div id="app" aria-busy="true"><p class="waiting">Opening the run…</p></div>
+<script type="text/plain">{html.escape(licences)}</script>
+{embedded}
+<script type="module">import "t3vis/main.js";</script>
+</body>
+</html>
+"""
+
+
+def _head(kind: str) -> str:
+    return (
+        f'<meta http-equiv="content-security-policy" content="{POLICY[kind]}">\n'
+        f'<meta name="t3vis-export" content="{kind}">\n'
+    )
+
+
+def _with_bare_imports(source: str) -> str:
+    """A module whose imports are found by the import map, since addresses of data have nothing beside them."""
+    return _IMPORT.sub(r'\1"t3vis/\2"', source)
+
+
+def _as_data(source: str) -> str:
+    return f"data:text/javascript;base64,{base64.b64encode(source.encode()).decode()}"
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
