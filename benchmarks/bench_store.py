@@ -4,7 +4,8 @@
 
 What was written or read is compared with the original bit by bit, outside the timed part. Files stay in the page
 cache, as they do while training; nothing is forced to the disk. Put the run on the disk that you want to know about
-with ``TMPDIR``.
+with ``TMPDIR``. Each section runs in a process of its own: what one leaves behind, pieces of free memory and threads of
+other formats, is not the next one's.
 """
 
 # ruff: noqa: E402  threads are pinned before NumPy is imported
@@ -76,38 +77,71 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA if DEFAULT_DATA.exists() else None)
     parser.add_argument("--peak-of", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--states", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak_of:
         print(peak_of(*options.peak_of))
         return
-    n_rounds, n_rows = (3, 20_000) if options.quick else (15, 100_000)
     report = Report()
-    with tempfile.TemporaryDirectory(prefix="t3vis_bench_") as name:
-        scratch = Scratch(Path(name))
-        states, source = hidden_states(options.data, n_rows)
-        print(machine(scratch.folder, PACKAGES))
-        print(f"{source}: {states.shape[0]} layers x {n_rows:,} rows x {states.shape[2]} float16")
-        print(f"{n_rounds} rounds, {N_THREADS} threads; best is the fastest round, the rest are medians")
-        others, missing = available()
-        print(f"missing, so not timed: {', '.join(missing)}" if missing else "every format is there")
-        if "writing" in options.only:
-            writing(scratch, states[:N_LAYERS_WRITTEN], others, n_rounds, report)
-        if "logging" in options.only:
-            logging(scratch, states, n_rounds, report)
-        if "compression" in options.only:
-            compression(scratch, states[LAYER], n_rounds, report)
-        run = recorded(scratch.fresh(), batches_of(states), n_rows)
-        seal.seal_pass(run, "train", 0)
-        if "reading" in options.only:
-            reading(scratch, run, states, others, n_rounds, report)
-        del states
-        if "memory" in options.only:
-            memory(scratch, (10_000, 100_000 if options.quick else 1_000_000), report)
-        if "training" in options.only:
-            training_step(run, min(n_rounds, 3), report)  # a round takes a minute: the seal gives way to all else
-    report.summary()
+    if options.states:
+        section(options, report)
+    else:
+        sections(options, report)
+        report.summary()
     if options.json:
         options.json.write_text(json.dumps(report.figures, indent=1))
+
+
+def sections(options: argparse.Namespace, report: Report) -> None:
+    """Each section in a process of its own, with the same states."""
+    n_rounds, n_rows = sizes(quick=options.quick)
+    with tempfile.TemporaryDirectory(prefix="t3vis_bench_") as name:
+        folder = Path(name)
+        states, source = hidden_states(options.data, n_rows)
+        np.save(folder / "states.npy", states)
+        print(machine(folder, PACKAGES))
+        print(f"{source}: {states.shape[0]} layers x {n_rows:,} rows x {states.shape[2]} float16")
+        print(f"{n_rounds} rounds, {N_THREADS} threads; best is the fastest round, the rest are medians")
+        missing = available()[1]
+        print(f"missing, so not timed: {', '.join(missing)}" if missing else "every format is there", flush=True)
+        del states
+        for section_name in options.only:
+            figures = folder / f"{section_name}.json"
+            more = ["--quick"] if options.quick else []
+            line = ["--only", section_name, "--states", str(folder / "states.npy"), "--json", str(figures), *more]
+            subprocess.run([sys.executable, __file__, *line], check=True, env=environment())
+            report.figures |= json.loads(figures.read_text())
+
+
+def section(options: argparse.Namespace, report: Report) -> None:
+    """Measure one section."""
+    n_rounds, n_rows = sizes(quick=options.quick)
+    (name,) = options.only
+    with tempfile.TemporaryDirectory(prefix="t3vis_bench_") as folder:
+        scratch = Scratch(Path(folder))
+        if name == "memory":
+            memory(scratch, (10_000, 100_000 if options.quick else 1_000_000), report)
+            return
+        states = np.load(options.states)
+        if name == "logging":
+            logging(scratch, states, n_rounds, report)
+        elif name == "writing":
+            writing(scratch, states[:N_LAYERS_WRITTEN], available()[0], n_rounds, report)
+        elif name == "compression":
+            compression(scratch, states[LAYER], n_rounds, report)
+        else:
+            run = recorded(scratch.fresh(), batches_of(states), n_rows)
+            seal.seal_pass(run, "train", 0)
+            if name == "reading":
+                reading(scratch, run, states, available()[0], n_rounds, report)
+            else:
+                del states
+                training_step(run, min(n_rounds, 3), report)  # a round takes a minute: the seal gives way to all else
+
+
+def sizes(*, quick: bool) -> tuple[int, int]:
+    """Rounds, and rows of a layer."""
+    return (3, 20_000) if quick else (15, 100_000)
 
 
 # Runs to be timed

@@ -133,7 +133,6 @@ class Report:
 
     def __init__(self) -> None:
         self.figures: dict[str, dict[str, Any]] = {}
-        self._targets: list[str] = []
 
     def table(self, title: str, key: str, timings: Timings, to: str, n_bytes: float) -> None:
         """Best throughput of each task, and its speed and CPU time in those of the task ``to``."""
@@ -147,12 +146,11 @@ class Report:
 
     def target(self, text: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
         """Keep a figure of the issue's table, printed at the end."""
-        bound, sign = (at_most, "<=") if at_least is None else (at_least, ">=")
+        bound = at_most if at_least is None else at_least
         if bound is None:
             raise ValueError(f"{text} has no target")
         ok = value <= bound if at_least is None else value >= bound
         self.figures[text] = {"value": round(value, 4), "target": bound, "ok": ok}
-        self._targets.append(f"  {text:<70}{value:9.3f}   {sign} {bound:<5g} {'holds' if ok else 'DOES NOT HOLD'}")
 
     def printed(self, text: str, value: float) -> None:
         """Keep a figure without a target."""
@@ -160,7 +158,12 @@ class Report:
 
     def summary(self) -> None:
         """All targets, and whether they hold."""
-        print("\nTargets (of what is timed, the median of the rounds)", *self._targets, sep="\n")
+        print("\nTargets (of what is timed, the median of the rounds)")
+        for text, figure in self.figures.items():
+            value, bound, ok = figure["value"], figure["target"], figure["ok"]
+            if bound is not None:
+                sign = "<=" if (value <= bound) == ok else ">="
+                print(f"  {text:<70}{value:9.3f}   {sign} {bound:<5g} {'holds' if ok else 'DOES NOT HOLD'}")
 
 
 def machine(folder: Path, packages: Sequence[str]) -> str:

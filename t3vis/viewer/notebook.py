@@ -24,11 +24,7 @@ class View:
     The notebook has to run on this machine and be open at ``localhost``, or at `host` if that is another name of it: a
     browser gives the frame its cookie only if it has the notebook's own host name.
 
-    Examples
-    --------
-    >>> view = run.view()  # doctest: +SKIP
-    >>> view.selected  # doctest: +SKIP
-    array([ 3, 17, 40])
+    ``view = run.view()`` makes one; what is selected on the page is in ``view.selected`` at once.
     """
 
     def __init__(self, run: Run, *, height: int = 800, host: str = "localhost", port: int = 0) -> None:
