@@ -121,9 +121,9 @@ def resident_memory(sizes: tuple[int, int], report: Report) -> None:
         what = "without" if way == "none" else "with the recorder"
         print(f"peak resident memory {what}: {small:,.0f} MB at {sizes[0]:,}, {large:,.0f} MB at {sizes[1]:,}")
     grown = {way: large - small for way, (small, large) in peaks.items()}
-    text = f"MB by which the process grows more than without the recorder, {sizes[0]:,} to {sizes[1]:,} examples"
-    report.target(text, grown["recorder"] - grown["none"], at_most=50)
-    report.printed("MB by which the process grows with the recorder", grown["recorder"])
+    text = f"MB by which the process grows with the recorder, {sizes[0]:,} to {sizes[1]:,} examples"
+    report.target(text, grown["recorder"], at_most=50)
+    report.printed("MB by which the process grows without the recorder", grown["none"])
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ def new_trainer(options: argparse.Namespace, way: str, folder: Path) -> Trainer:
             disable_tqdm=True,
             logging_strategy="no",
             remove_unused_columns=False,
+            # the Trainer keeps a shuffled order as a list, of 40 MB for a million examples: not what is asked for here
+            train_sampling_strategy="sequential" if is_tiny else "random",
         ),
         train_dataset=dataset,
         data_collator=None if is_tiny else Padded(with_ids=way == "zarr"),
