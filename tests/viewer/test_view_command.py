@@ -13,7 +13,17 @@ from t3vis.cli import main
 
 
 @pytest.fixture
-def started(recorded_run):
+def browsed(tmp_path, monkeypatch):
+    """A browser of the user's that writes down what it was to open."""
+    script, found = tmp_path / "browser", tmp_path / "opened"
+    script.write_text(f"#!/bin/sh\necho \"$1\" >> '{found}'\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{script} %s")
+    return found
+
+
+@pytest.fixture
+def started(recorded_run, browsed):
     """Starts a command, and gives the process and the first line that it prints."""
     processes = []
 
@@ -46,7 +56,13 @@ def interrupted(process):
     return process.returncode
 
 
-def test_view_serves_the_page_until_it_is_interrupted(started):
+def test_view_opens_the_page_in_the_users_browser(started, browsed):
+    _, address = started("view")
+    assert asked(address, "/")[0] == 401
+    assert browsed.read_text().split() == [address]
+
+
+def test_view_serves_the_page_until_it_is_interrupted(started, browsed):
     process, address = started("view", "--no-browser")
     parts = urlsplit(address)
     assert parts.hostname == "127.0.0.1"
@@ -56,6 +72,7 @@ def test_view_serves_the_page_until_it_is_interrupted(started):
     assert b"<title>t3vis" in page
     assert asked(address, f"/?{parts.query}")[0] == 303
     assert asked(address, "/")[0] == 401
+    assert not browsed.exists()
     assert interrupted(process) in (0, 130)
 
 
