@@ -54,6 +54,25 @@ def test_blocks_come_back_as_one_and_zarr_reads_them_too(tmp_path_factory, block
     assert not list(split.rglob("*.partial"))
 
 
+def test_room_that_was_reserved_and_not_needed_is_given_back(tmp_path):
+    split, n_rows, width = tmp_path / "train", 256, 1024
+    rows = rows_of(np.arange(3 * n_rows), 0)
+    rows["hidden_states"] = np.random.default_rng(0).normal(size=(1, 3 * n_rows, width)).astype(np.float16)
+    block = rows["hidden_states"].nbytes // 3
+    segment = OpenSegment(split / "segments/a0000_r0000/p0000_s000000")
+    for start in range(0, 3 * n_rows, n_rows):
+        segment.put(part(rows, slice(start, start + n_rows)))
+    (growing,) = (segment.path / "hidden_states").rglob("*.partial")
+    assert growing.stat().st_size > 3 * block + 4096  # this size of block is one that room is reserved for
+    segment.commit(ATTRIBUTES)
+    (found,) = segments.list_segments(split, 0)
+    for one, other in columns_of(found, rows):
+        np.testing.assert_array_equal(one, other)
+    (shard,) = (file for file in (segment.path / "hidden_states" / "c").rglob("*") if file.is_file())
+    assert 3 * block < shard.stat().st_size < 3 * block + 4096
+    np.testing.assert_array_equal(zarr.open_array(segment.path / "hidden_states", mode="r")[...], rows["hidden_states"])
+
+
 def test_a_segment_of_blocks_verifies_and_what_is_damaged_is_named(tmp_path):
     writer = new_run(tmp_path, 4)
     writer.log("train", rows_of([3, 1, 0, 2, 1, 1, 0, 0, 3], 0))
