@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise, repeat
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -164,7 +164,10 @@ def write_rows(
     codec: Codec | None = None,
     first_shard: int = 0,
 ) -> dict[Path, int]:
-    """Write rows of one leading index (an epoch and a layer, say) as shards, in a few threads.
+    """Write rows of one leading index (an epoch and a layer, say) as shards; a codec runs in a few threads.
+
+    Without one the caller's thread writes: a thread beside it costs a fifth more CPU time and saves a seventh of the
+    seconds, which training needs more.
 
     Parameters
     ----------
@@ -182,10 +185,9 @@ def write_rows(
     starts = range(0, len(rows), layout.shard_rows)
     shards = [rows[start : start + layout.shard_rows] for start in starts]
     paths = [shard_path(array, leading, first_shard + number, rows.ndim - 1) for number in range(len(shards))]
+    if codec is None:
+        return {path: _write_plain(path, shard, layout, fill) for path, shard in zip(paths, shards, strict=True)}
     with ThreadPoolExecutor(_N_THREADS, thread_name_prefix="t3vis-shards") as pool:
-        if codec is None:
-            written = pool.map(_write_plain, paths, shards, repeat(layout), repeat(fill))
-            return dict(zip(paths, written, strict=True))
         encoded = _in_order(pool, codec, _chunks(rows, layout.chunk_rows, fill))
 
         def write_all() -> dict[Path, int]:
