@@ -33,17 +33,36 @@ def add(commands: Commands) -> None:
         metavar="PATH",
         help="write the viewer to a folder for a static host, or to one file NAME.html, instead of serving it",
     )
+    view.add_argument(
+        "--examples",
+        type=_ids,
+        metavar="ID,ID,...",
+        help="with --export: examples that can be looked into there, with what the model says (the most suspicious)",
+    )
 
 
 def _view(options: argparse.Namespace) -> None:
     if options.export is None:
+        if options.examples is not None:
+            raise ConfigurationError("--examples says what an export is to hold; give --export PATH too.")
         _serving(options, page=True, browser=not options.no_browser)
         return
     run = open_run(options.run)
     with _needing_viewer():
         from t3vis.viewer.export import export_viewer
-    export_viewer(run, options.export, say=lambda line: print(line, file=sys.stderr))
+    export_viewer(
+        run,
+        options.export,
+        examples=options.examples,
+        model=options.model,
+        trust_remote_code=options.trust_remote_code,
+        say=lambda line: print(line, file=sys.stderr),
+    )
     print(options.export)
+
+
+def _ids(given: str) -> list[int]:
+    return [int(number) for number in given.split(",")]
 
 
 def _serve(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from t3vis.probing.encoded import Encoded, stacked
 from t3vis.probing.gating import Head
 from t3vis.probing.model import device_of
 from t3vis.probing.pruning import prune
+from t3vis.viewer.framing import framed
 from t3vis.viewer.models import Loaded
 
 SIDE = 48
@@ -114,6 +115,21 @@ def head_of(layers: list[Layer], head: Head) -> Tensor:
     if not (0 <= layer < len(layers) and 0 <= number < len(layers[layer].weights)):
         raise ProbingError(f"there is no head {layer}.{number}; the model has {len(layers)} layers, counted from 0.")
     return layers[layer].weights[number]
+
+
+def pictured(loaded: Loaded, example: Encoded, layers: list[Layer]) -> bytes:
+    """The pictures of all heads, framed: JSON of what they are, then uint8 of each layer."""
+    described = [
+        {
+            "kind": layer.kind,
+            "shape": list(layer.pictures.shape),
+            "of": list(layer.weights.shape[1:]),
+            "greatest": layer.greatest.tolist(),
+        }
+        for layer in layers
+    ]
+    said = {"model": loaded.name, "layers": described, "tokens": list(example.tokens), "dtype": "u1"}
+    return framed(said, b"".join(layer.pictures.tobytes() for layer in layers))
 
 
 def _size(layers: list[Layer]) -> int:

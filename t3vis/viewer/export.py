@@ -1,7 +1,7 @@
 """The viewer without a server: a folder for any static host, or one HTML file that opens by itself.
 
-Everything that the page asks a server for is written down beforehand; what needs a model or a lasting computation is
-there as far as it has been computed.
+Everything that the page asks a server for is written down beforehand; what takes a lasting computation is there as far
+as it has been computed, and the model is asked about a few examples.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import html
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,12 +31,17 @@ from t3vis.viewer.heads import importance, patterns
 from t3vis.viewer.page import STATIC
 from t3vis.viewer.texts import rows
 
+if TYPE_CHECKING:
+    from t3vis.viewer.kept_answers import KeptAnswers
+
 MAX_IN_FILE = 200_000
 """Examples that one HTML file may hold; browsers open more of them slowly, or not at all."""
 PAGE = 1000
 """Texts of one file of a folder."""
 N_CHOSEN = 300
 """Examples of a split whose tokens and trajectories are written down, if none are chosen."""
+N_ASKED = 20
+"""Of these, those about which the model is asked."""
 
 Resources = Iterator[tuple[str, bytes]]
 POLICY = {
@@ -45,7 +52,13 @@ _IMPORT = re.compile(r'(\bfrom\s*|\bimport\s*)"\./([\w./-]+\.js)"')
 
 
 def export_viewer(
-    run: Run, path: Path, *, examples: Sequence[int] | None = None, say: Callable[[str], None] = lambda _: None
+    run: Run,
+    path: Path,
+    *,
+    examples: Sequence[int] | None = None,
+    model: Path | None = None,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Write the viewer of a run, as it is now, to a new folder, or to a file if `path` ends with ``.html``.
 
@@ -56,8 +69,14 @@ def export_viewer(
     path
         Must not exist.
     examples
-        Ids, in every split that has them, whose tokens and trajectories can be looked at; by default those of the most
-        suspicious labels, or all of a small split. Texts, labels and columns are there of all.
+        Ids, in every split that has them, whose tokens and trajectories can be looked at, and what the model predicts,
+        on which tokens that rests and what its heads attend to. By default tokens and trajectories of the 300 most
+        suspicious labels and the model's answers about the first 20 of these. Texts, labels and columns are there of
+        all.
+    model
+        Folder of the model that is asked; by default the last checkpoint is, where there is one.
+    trust_remote_code
+        Whether code that lies beside its weights may run.
     say
         Is told what is left out.
 
@@ -74,7 +93,7 @@ def export_viewer(
         raise ConfigurationError(
             f"{run.path} has {n_examples:,} examples, and one file may hold {MAX_IN_FILE:,}; export to a folder."
         )
-    found = _resources(run, examples, say)
+    found = _resources(run, examples, _Asked(model, trust_remote_code), say)
     path.parent.mkdir(parents=True, exist_ok=True)
     if is_file:
         path.write_text(_one_file(found), encoding="utf-8")
@@ -82,21 +101,44 @@ def export_viewer(
         _write_folder(path, found)
 
 
-def _resources(run: Run, examples: Sequence[int] | None, say: Callable[[str], None]) -> Resources:
+def _resources(run: Run, examples: Sequence[int] | None, asked: _Asked, say: Callable[[str], None]) -> Resources:
     """What the page will ask for, by name."""
     about = described(run)
-    about["probing"] = {"model": None, "methods": []}
-    for split in about["splits"]:
-        for record in split["passes"]:
+    kept = {}
+    for number, split in enumerate(run.splits.values()):
+        chosen = _chosen(run, split) if examples is None else [i for i in examples if 0 <= i < split.n_examples]
+        yield from _of_split(run, split, f"splits/{number}", sorted(chosen), say)
+        answers = asked.answers(run, split, say)
+        if answers is not None:
+            of_model = chosen[:N_ASKED] if examples is None else chosen
+            yield from ((f"splits/{number}/answers/{name}", content) for name, content in answers.resources(of_model))
+            kept[split.name] = answers.described()
+    about["probing"] = {"model": None, "methods": [], "kept": kept}
+    for described_split in about["splits"]:
+        for record in described_split["passes"]:
             record["has_checkpoint"] = False  # the page has nobody who could load it
     yield "run.json", _json(about)
-    for number, split in enumerate(run.splits.values()):
-        yield from _of_split(run, split, f"splits/{number}", examples, say)
 
 
-def _of_split(
-    run: Run, split: Split, root: str, examples: Sequence[int] | None, say: Callable[[str], None]
-) -> Resources:
+@dataclass(frozen=True)
+class _Asked:
+    """Which model is asked before the page is there."""
+
+    model: Path | None
+    trust_remote_code: bool
+
+    def answers(self, run: Run, split: Split, say: Callable[[str], None]) -> KeptAnswers | None:
+        if self.model is None and not any(record.checkpoint for record in split.passes):
+            say(f"left out: what the model says to examples of {split.name} (no model; name its folder)")
+            return None
+        from t3vis.viewer.kept_answers import KeptAnswers  # torch takes seconds to load
+        from t3vis.viewer.models import Models
+
+        models = Models(self.model, trust_remote_code=self.trust_remote_code)
+        return KeptAnswers(run, split, models, named=self.model is not None, say=say)
+
+
+def _of_split(run: Run, split: Split, root: str, chosen: Sequence[int], say: Callable[[str], None]) -> Resources:
     catalogue = []
     for column in _columns(run, split):
         try:
@@ -118,7 +160,6 @@ def _of_split(
     for start in range(0, split.n_examples, PAGE):
         ids = list(range(start, min(start + PAGE, split.n_examples)))
         yield f"{root}/texts/{start // PAGE}.json", _json(rows(split, ids))
-    chosen = _chosen(run, split) if examples is None else [i for i in examples if 0 <= i < split.n_examples]
     yield f"{root}/examples.json", _json({str(number): example(run, split, number) for number in chosen})
 
 
@@ -136,13 +177,13 @@ def _columns(run: Run, split: Split) -> list[Column]:
 
 
 def _chosen(run: Run, split: Split) -> list[int]:
-    if split.n_examples <= N_CHOSEN:
-        return list(range(split.n_examples))
+    """The most suspicious examples, first of all; of a task without suspects any are as good."""
     try:
         ranking = analyzed_suspects(run, split).ranking()
-    except AnalysisError:  # of a task without suspects the first ones are as good as any
+    except AnalysisError:
         ranking = np.arange(split.n_examples)
-    return sorted(ranking[:N_CHOSEN].tolist())
+    chosen: list[int] = ranking[:N_CHOSEN].tolist()
+    return chosen
 
 
 def _write_folder(path: Path, found: Resources) -> None:

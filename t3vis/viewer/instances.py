@@ -24,7 +24,7 @@ from t3vis.probing.head_importance import head_gradients
 from t3vis.probing.model import device_of, forward, probed
 from t3vis.probing.predicted import predicted_target
 from t3vis.probing.pruning import effect, prune
-from t3vis.probing.saliency import METHODS, saliencies
+from t3vis.probing.saliency import METHODS, default_method, saliencies
 from t3vis.probing.targets import Number, Target
 from t3vis.recorded_example import recorded_examples
 from t3vis.store.reader import Run, Split
@@ -92,6 +92,16 @@ def predicted(loaded: Loaded, asked: Asked, pruned: Collection[Head], position: 
     return _described(loaded, asked, _answers(loaded, asked, pruned), position)
 
 
+def predicted_everywhere(loaded: Loaded, asked: Asked) -> dict[str, Any]:
+    """What `predicted` says, and at ``places`` what it would say at each position, of models that answer at each."""
+    found = _answers(loaded, asked, ())
+    first = _described(loaded, asked, found, None)
+    if first["position"] is None:
+        return first
+    everywhere = [_described(loaded, asked, found, position) for position in range(len(asked.example))]
+    return {**first, "places": [{name: said[name] for name in ("position", "choices")} for said in everywhere]}
+
+
 def compared(loaded: Loaded, asked: Asked, pruned: Collection[Head], position: int | None) -> dict[str, Any]:
     """The same with all heads and without some, and the KL divergence between the two, nats."""
     whole, without = _answers(loaded, asked, ()), _answers(loaded, asked, pruned)
@@ -103,9 +113,15 @@ def compared(loaded: Loaded, asked: Asked, pruned: Collection[Head], position: i
 
 
 def explained(
-    loaded: Loaded, asked: Asked, pruned: Collection[Head], position: int | None, number: int | None, method: str
+    loaded: Loaded,
+    asked: Asked,
+    pruned: Collection[Head],
+    position: int | None,
+    number: int | None,
+    method: str | None,
 ) -> dict[str, Any]:
-    """What each token says for one of the choices, in JSON; by default for the one that is predicted."""
+    """What each token says for one of the choices, in JSON; by default for what is predicted, by ``default_method``."""
+    method = default_method(loaded.model) if method is None else method
     if method not in METHODS:
         raise ProbingError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}.")
     target = _target(loaded, asked, number, position)

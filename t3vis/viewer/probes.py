@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from t3vis.errors import ProbingError, T3VisError
 from t3vis.store.reader import Run, Split
+from t3vis.viewer.framing import framed
 from t3vis.viewer.heads import N_FOR_PATTERNS, described_patterns
 from t3vis.viewer.worker import Work
 
@@ -88,8 +89,8 @@ def probe_of(body: bytes, run: Run) -> Probe:
     outside = [i for i in (*ids[:1], *ids[-1:], *([] if number is None else [number])) if not 0 <= i < split.n_examples]
     if outside:
         raise HTTPException(404, f"{name} has no example {outside[0]}; it has {split.n_examples:,}, counted from 0.")
-    method = given.get("method") or METHODS[0]
-    if method not in METHODS:
+    method = given.get("method") or ""
+    if method and method not in METHODS:
         raise HTTPException(400, f"method is {method!r}; expected one of {', '.join(METHODS)}.")
     layer, head = given.get("layer"), given.get("head")
     if (layer is None) != (head is None) or (layer is None and given.get("token") is not None):
@@ -163,7 +164,7 @@ class Prober:
             return instances.predicted(loaded, asked, probe.pruned, probe.position)
         if probe.kind == "prune":
             return instances.compared(loaded, asked, probe.pruned, probe.position)
-        return instances.explained(loaded, asked, probe.pruned, probe.position, probe.choice, probe.method)
+        return instances.explained(loaded, asked, probe.pruned, probe.position, probe.choice, probe.method or None)
 
     def _loaded(self, probe: Probe) -> Loaded:
         from t3vis.viewer.models import Models
@@ -174,23 +175,13 @@ class Prober:
         return found
 
     def _attention(self, probe: Probe, loaded: Loaded, asked: Asked) -> bytes:
-        from t3vis.viewer.attentions import Attentions, head_of
+        from t3vis.viewer.attentions import Attentions, head_of, pictured
 
         if self._attentions is None:
             self._attentions = Attentions()
         layers = self._attentions.of(loaded, asked.example, probe.pruned)
         if probe.head is None:
-            described = [
-                {
-                    "kind": layer.kind,
-                    "shape": list(layer.pictures.shape),
-                    "of": list(layer.weights.shape[1:]),
-                    "greatest": layer.greatest.tolist(),
-                }
-                for layer in layers
-            ]
-            said = {"model": loaded.name, "layers": described, "tokens": list(asked.example.tokens)}
-            return framed({**said, "dtype": "u1"}, b"".join(layer.pictures.tobytes() for layer in layers))
+            return pictured(loaded, asked.example, layers)
         weights = head_of(layers, probe.head)
         if probe.token is not None:
             if not 0 <= probe.token < len(weights):
@@ -206,16 +197,6 @@ class Prober:
             self._run, probe.split, pass_index=probe.epoch, model=folder, max_examples=N_FOR_PATTERNS
         )
         return described_patterns(found)
-
-
-def framed(said: dict[str, Any], body: bytes) -> bytes:
-    """JSON and numbers in one answer: four bytes of the JSON's length (little-endian), the JSON, the numbers.
-
-    The JSON is padded with blanks, so that the numbers begin at a multiple of four.
-    """
-    head = json.dumps(said).encode()
-    head += b" " * (-len(head) % 4)
-    return len(head).to_bytes(4, "little") + head + body
 
 
 def _fields(body: bytes) -> dict[str, Any]:

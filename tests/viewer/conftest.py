@@ -119,7 +119,12 @@ def asked_served(asked: Path) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def plain_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without text, gradients of heads, and checkpoints."""
-    with serving(shared(tmp_path_factory, "plain", recorded) / "run.zarr") as server:
+    return shared(tmp_path_factory, "plain", recorded) / "run.zarr"
+
+
+@pytest.fixture(scope="session")
+def plain_served(plain: Path) -> Iterator[Served]:
+    with serving(plain) as server:
         yield server

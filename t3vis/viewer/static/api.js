@@ -11,7 +11,7 @@ const held = new Map();
 
 /** @returns {Promise<any>} what the server says, or an error with its message */
 async function asked(path, options) {
-  if (isExported) return exported(path);
+  if (isExported) return exported(path, options);
   for (;;) {
     const answer = await fetch(ROOT + path, options);
     if (answer.ok && answer.status !== 202) return answer;

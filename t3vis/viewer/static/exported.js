@@ -3,18 +3,21 @@
 const PAGE = 1000; // texts of one file
 const NO_SERVER = "an exported page has no server, which this needs; open the run with t3vis view.";
 
+const FRAMED = { headers: { "content-type": "application/octet-stream" } };
+
 const kind = document.querySelector('meta[name="t3vis-export"]')?.content;
 export const isExported = kind !== undefined;
 
 /** @type {Map<string, Promise<Response>>} */
 const held = new Map();
 
-/** Answers as the server would. @param {string} path - below /api/v1 @returns {Promise<Response>} */
-export async function answer(path) {
+/** Answers as the server would. @param {string} path - below /api/v1 @param {RequestInit} [options] @returns {Promise<Response>} */
+export async function answer(path, options) {
   const { pathname, searchParams } = new URL(path, "http://export");
   const parts = pathname.split("/").slice(1).map(decodeURIComponent);
   if (parts[0] === "run") return resource("run.json");
   if (parts[0] === "columns") return resource(`columns/${parts[1]}.bin`);
+  if (parts[0] === "probe") return ofModel(JSON.parse(options.body));
   if (parts[0] !== "splits") throw new Error(NO_SERVER);
   const names = (await json("run.json")).splits.map((split) => split.name);
   const [root, what, which] = [`splits/${names.indexOf(parts[1])}`, parts[2], parts[3]];
@@ -36,9 +39,39 @@ export async function answer(path) {
   throw new Error(NO_SERVER);
 }
 
-const asJson = (content) => new Response(JSON.stringify(content));
+const asJson = (content) => new Response(JSON.stringify(content), { headers: { "content-type": "application/json" } });
 const json = async (name) => (await resource(name)).json();
 const textsOf = async (root, id) => (await json(`${root}/texts/${Math.floor(id / PAGE)}.json`))[id % PAGE];
+
+/** What the model said when the page was made; about these examples, with all heads, by the method that suits it. */
+async function ofModel({ kind: wanted, split, epoch = null, id, pruned = [], layer, head, position, class: choice }) {
+  const { splits, probing } = await json("run.json");
+  const kept = probing.kept[split];
+  if (!kept || kept.epoch !== epoch || !kept.ids.includes(id) || pruned.length) throw new Error(NO_SERVER);
+  const root = `splits/${splits.findIndex(({ name }) => name === split)}/answers/${id}`;
+  if (wanted === "attention") return layer === undefined ? resource(`${root}-pictures.bin`, FRAMED) : headOf(await resource(`${root}-weights.bin`), layer, head);
+  const { predicted, saliency } = await json(`${root}.json`);
+  if (wanted === "predict") return asJson({ ...predicted, ...(position === undefined ? {} : predicted.places[position]), places: undefined });
+  const at = position ?? predicted.position;
+  if (wanted === "saliency" && saliency[choice] && at === predicted.position) return asJson(saliency[choice]);
+  throw new Error(NO_SERVER);
+}
+
+/** One head's weights, of all in float16. */
+async function headOf(found, layer, head) {
+  const bytes = await found.arrayBuffer();
+  const length = new DataView(bytes).getUint32(0, true);
+  const { shapes } = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes, 4, length)));
+  if (!shapes[layer] || head >= shapes[layer][0]) throw new Error(`there is no head ${layer}.${head}.`);
+  const before = shapes.slice(0, layer).reduce((sum, [n, rows, columns]) => sum + n * rows * columns, 0);
+  const [, rows, columns] = shapes[layer];
+  const halves = new Uint16Array(bytes, 4 + length + 2 * (before + head * rows * columns), rows * columns);
+  const said = new TextEncoder().encode(JSON.stringify({ dtype: "f4", shape: [rows, columns] }).padEnd(60));
+  return new Response(new Blob([Uint32Array.of(said.length), said, Float32Array.from(halves, fromHalf)]), FRAMED);
+}
+
+/** The number that sixteen bits stand for, 0 or more: weights are. */
+const fromHalf = (bits) => (bits < 1024 ? bits * 2 ** -24 : (1 + (bits & 1023) / 1024) * 2 ** ((bits >> 10) - 15));
 
 async function search(root, wanted) {
   const { n } = await json(`${root}/columns.json`);
@@ -51,19 +84,24 @@ async function search(root, wanted) {
   return new Response(Int32Array.from(found));
 }
 
-async function resource(name) {
+async function resource(name, options) {
   if (!held.has(name)) held.set(name, kind === "file" ? embedded(name) : fetched(name));
-  return (await held.get(name)).clone();
+  const found = (await held.get(name)).clone();
+  return options ? new Response(found.body, options) : found;
 }
 
 async function fetched(name) {
   const found = await fetch(`data/${name}`);
-  if (!found.ok) throw new Error(`the export has no ${name}.`);
+  if (!found.ok) throw new Error(without(name));
   return found;
 }
 
 async function embedded(name) {
-  const packed = Uint8Array.from(atob(document.querySelector(`script[data-name="${CSS.escape(name)}"]`).textContent), (sign) => sign.charCodeAt(0));
+  const part = document.querySelector(`script[data-name="${CSS.escape(name)}"]`);
+  if (!part) throw new Error(without(name));
+  const packed = Uint8Array.from(atob(part.textContent), (sign) => sign.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(await new Response(stream).arrayBuffer());
 }
+
+const without = (name) => `this copy of the page does not hold ${name}.`;

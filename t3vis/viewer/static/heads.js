@@ -3,7 +3,7 @@
 import { html, useRef, useState } from "./vendor/htm-preact.js";
 import { shownNumber } from "./data.js";
 import { Matrix } from "./matrix.js";
-import { chosenEpoch, subject, useHeads, useProbe } from "./model.js";
+import { chosenEpoch, isAnswered, subject, useHeads, useProbe } from "./model.js";
 import { Pictures } from "./pictures.js";
 import { Pruning } from "./pruning.js";
 import { amount, css, signed, usePalette } from "./tints.js";
@@ -109,9 +109,9 @@ function usePattern({ data, at, state, version }) {
   const known = useHeads(data.split, !one && at.index !== null ? { epoch: at.index, kind: "pattern" } : null, version);
   const asks = !one && computing === `${data.split}@${at.index}` && !known.found?.found;
   const asked = useProbe("patterns", asks ? { kind: "patterns", split: data.split, epoch: at.index } : null);
-  const read = useProbe("heads", one && about && at.hasModel ? { kind: "attention", ...about, epoch: at.index, pruned: state.pruned } : null);
+  const read = useProbe("heads", one && about && isAnswered(at, state) ? { kind: "attention", ...about, epoch: at.index, pruned: state.pruned } : null);
   if (one && !about) return { empty: "Choose an example: click a point or a row." };
-  if (one && !at.hasModel) return { empty: "Attention of an example needs its model, and none of this epoch is at hand (save_strategy=\"epoch\", or --model)." };
+  if (one && !isAnswered(at, state)) return { empty: at.kept.length ? `This copy of the page holds the attention of these examples: ${at.kept.join(", ")}.` : "Attention of an example needs its model, and none of this epoch is at hand (save_strategy=\"epoch\", or --model)." };
   const error = known.error || asked.error || read.error;
   if (error) return { error };
   if (known.busy || asked.busy || read.busy) return { busy: asked.busy ? "Reading the attention of 200 examples…" : "Asking the model…" };

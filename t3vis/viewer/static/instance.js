@@ -4,13 +4,17 @@ import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import * as api from "./api.js";
 import { shownNumber, shownValue } from "./data.js";
 import { isExported } from "./exported.js";
-import { chosenEpoch, subject } from "./model.js";
+import { chosenEpoch, isAnswered, subject } from "./model.js";
 import { Pictures } from "./pictures.js";
 import { METHODS, Reading } from "./reading.js";
 import { usePalette } from "./tints.js";
 import { Trajectory } from "./trajectory.js";
 
 const EVIDENCE = ["score", "suggested_label", "aum", "confidence", "variability", "correctness", "region", "forgetting_events", "first_learned", "outlier"];
+
+const WITHOUT_MODEL = isExported
+  ? "Predictions and saliency need the model, of which this copy of the page holds no answers about this example and epoch."
+  : "No model of this epoch is at hand, so nothing can be predicted or explained: train with save_strategy=\"epoch\", choose another epoch, or open the run with --model.";
 
 /** @param {{data: any, run: any, split: any, state: any, store: any, version: string}} props */
 export function Instance({ data, run, split, state, store, version }) {
@@ -23,6 +27,7 @@ export function Instance({ data, run, split, state, store, version }) {
   const at = chosenEpoch(run, split, state.epoch);
   const against = state.against === null ? null : chosenEpoch(run, split, state.against);
   const about = subject(data.split, state);
+  const reads = about !== null && isAnswered(at, state);
   const names = split.class_names ?? [];
   const gold = found && typeof found.label === "number" && found.label >= 0 && !state.text.length ? found.label : null;
   const others = at.choices.filter(({ value, name }) => value !== "" && !name.endsWith("recorded only") && value !== String(at.index ?? ""));
@@ -35,6 +40,7 @@ export function Instance({ data, run, split, state, store, version }) {
     <header><b>${state.example === null ? "a text of your own" : `example ${state.example}`}</b>
       ${found && found.id === state.example && html`<span>gold label: <b class="gold">${labelOf(found, names)}</b></span>`}
       ${at.hasModel && html`<label class="choice"><span>method</span><select aria-label="saliency method" value=${state.method} onChange=${(event) => store.set({ method: event.target.value })}>
+        <option value="" selected=${state.method === ""}>what suits the model</option>
         ${run.probing.methods.map((name) => html`<option value=${name} selected=${name === state.method}>${METHODS[name] ?? name}</option>`)}</select></label>`}
       ${at.hasModel && others.length > 0 && html`<label class="choice"><span>beside it</span><select aria-label="compare with the model of" value=${state.against ?? ""} onChange=${(event) => store.set({ against: event.target.value === "" ? null : Number(event.target.value) })}>
         <option value="">nothing</option>${others.map(({ value, name }) => html`<option value=${value} selected=${value === String(state.against ?? "")}>${name}</option>`)}</select></label>`}
@@ -42,9 +48,9 @@ export function Instance({ data, run, split, state, store, version }) {
     <div class="body">
       ${error && html`<p class="error" role="alert">${error}</p>`}
       ${typing !== null ? html`<${Editor} typing=${typing} setTyping=${setTyping} state=${state} store=${store} />` : html`<${Texts} found=${found} read=${at.hasModel ? texts : null} state=${state} store=${store} setTyping=${setTyping} />`}
-      ${about && at.hasModel && html`<div class=${`readings n${against?.hasModel ? 2 : 1}`}>${against?.hasModel && html`<h3>${at.name}</h3><h3>${against.name}</h3>`}${read("one", at)}${against?.hasModel && read("other", against)}</div>`}
-      ${about && !at.hasModel && found?.tokens && html`<p class="tokens" role="group" aria-label="tokens">${found.tokens.map((token) => html`<span class="token">${token}</span> `)}</p>`}
-      ${about && !at.hasModel && html`<p class="note">${isExported ? "Predictions and saliency need the model, which this copy of the page does not have." : "No model of this epoch is at hand, so nothing can be predicted or explained: train with save_strategy=\"epoch\", choose another epoch, or open the run with --model."}</p>`}
+      ${reads && html`<div class=${`readings n${against?.hasModel ? 2 : 1}`}>${against?.hasModel && html`<h3>${at.name}</h3><h3>${against.name}</h3>`}${read("one", at)}${against?.hasModel && read("other", against)}</div>`}
+      ${about && !reads && found?.tokens && html`<p class="tokens" role="group" aria-label="tokens">${found.tokens.map((token) => html`<span class="token">${token}</span> `)}</p>`}
+      ${about && !reads && html`<p class="note">${at.kept.length ? html`Predictions and saliency are in this copy of the page for ${at.kept.map((id) => html` <button type="button" onClick=${() => store.set({ example: id })}>${id}</button>`)}` : WITHOUT_MODEL}</p>`}
       ${found?.probs && html`<${Trajectory} found=${found} names=${names} epoch=${at.recorded} onChoose=${(epoch) => store.set({ epoch })} />`}
       ${found?.loss && !found.probs && html`<p class="losses">loss: ${found.loss.map((value) => html`<span>${value === null ? "–" : shownNumber(value)}</span>`)}</p>`}
       ${found && html`<dl>${facts.filter(([, value]) => value !== "").map(([title, value, meaning]) => html`<div title=${meaning}><dt>${title}</dt><dd>${value}</dd></div>`)}</dl>`}

@@ -2,7 +2,6 @@
 
 import { useEffect, useState } from "./vendor/htm-preact.js";
 import * as api from "./api.js";
-import { isExported } from "./exported.js";
 
 const CLIENT = Math.random().toString(36).slice(2); // of this page
 const MOST_HELD = 24;
@@ -53,22 +52,30 @@ function useAnswer(question, ask, version = "", about = null) {
 
 /**
  * At which epoch the model is looked at, and whether it is at hand there.
- * @returns {{index: number | null, recorded: number | null, hasModel: boolean, name: string, choices: {value: string, name: string}[]}}
- *   index: as the server is asked; recorded: the pass whose recorded values go with it
+ * @returns {{index: number | null, recorded: number | null, hasModel: boolean, kept: number[], name: string, choices: {value: string, name: string}[]}}
+ *   index: as the server is asked; recorded: the pass whose recorded values go with it; kept: the examples about which an
+ *   exported page holds the model's answers
  */
 export function chosenEpoch(run, split, epoch) {
   const { passes } = split;
-  const saved = isExported ? [] : passes.filter((pass) => pass.has_checkpoint);
+  const saved = passes.filter((pass) => pass.has_checkpoint);
   const last = passes.at(-1)?.index ?? null;
-  const own = isExported ? null : run.probing.model;
+  const kept = run.probing.kept?.[split.name];
+  const own = kept?.epoch === null ? kept.model : run.probing.model;
+  const ofModel = (index) => kept !== undefined && kept.epoch === index;
   const choices = [
     ...(own ? [{ value: "", name: own }] : []),
-    ...passes.map((pass) => ({ value: String(pass.index), name: `epoch ${shown(pass.epoch)}${pass.has_checkpoint && !isExported ? "" : ", recorded only"}` })),
+    ...passes.map((pass) => ({ value: String(pass.index), name: `epoch ${shown(pass.epoch)}${pass.has_checkpoint || ofModel(pass.index) ? "" : ", recorded only"}` })),
   ];
-  const pass = passes.find((one) => one.index === epoch) ?? (own ? null : (saved.at(-1) ?? passes.at(-1)));
-  if (!pass) return { index: null, recorded: last, hasModel: own !== null, name: own ?? "", choices };
-  return { index: pass.index, recorded: pass.index, hasModel: saved.includes(pass), name: `epoch ${shown(pass.epoch)}`, choices };
+  const pass = passes.find((one) => one.index === epoch) ?? (own ? null : (saved.at(-1) ?? passes.find((one) => ofModel(one.index)) ?? passes.at(-1)));
+  const index = pass?.index ?? null;
+  const known = { index, kept: ofModel(index) ? kept.ids : [], choices };
+  if (!pass) return { ...known, recorded: last, hasModel: run.probing.model !== null, name: own ?? "" };
+  return { ...known, recorded: index, hasModel: saved.includes(pass), name: `epoch ${shown(pass.epoch)}` };
 }
+
+/** Whether something answers for the model about what is looked at: the model, or an exported page. */
+export const isAnswered = (at, state) => at.hasModel || (!state.text.length && at.kept.includes(state.example));
 
 const shown = (epoch) => String(Number(epoch.toFixed(2)));
 

@@ -9,7 +9,7 @@
  *   head: [number, number] | null, token: number | null, choice: number | null, method: string, text: string[]}} State
  * panel: what is below the plots: table, suspects or layers; decided: an example and the label it is to have;
  * epoch, against: whose model is asked, and compared; text: what was typed in place of the example's; token, choice: what
- * of it is explained, by the attention of the head or by the method */
+ * of it is explained, by the attention of the head or by the method, by default the one that suits the model */
 
 /** @type {State} */
 export const FIRST = {
@@ -36,7 +36,7 @@ export const FIRST = {
   head: null,
   token: null,
   choice: null,
-  method: "cp_lrp",
+  method: "",
   text: [],
 };
 
