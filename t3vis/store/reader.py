@@ -103,8 +103,13 @@ class Split:
 
     @property
     def layers(self) -> list[int]:
-        """Which hidden states the layers of ``hidden_states`` are; 0 is the output of the embeddings."""
-        layers: list[int] = self.attributes["arrays"].get("hidden_states", {}).get("layers", [])
+        """Which hidden states the layers of ``hidden_states`` are; 0 is the output of the embeddings.
+
+        Counted from 0 where whoever recorded them did not tell.
+        """
+        layers: list[int] | None = self.attributes["arrays"].get("hidden_states", {}).get("layers")
+        if layers is None:
+            return list(range(self.hidden_states.shape[1])) if self._reader.has("hidden_states") else []
         return layers
 
     def array(self, name: str) -> RunArray:

@@ -500,7 +500,19 @@ def test_where_nothing_is_known_of_labels_they_are_unknown(tmp_path):
     train = open_run(tmp_path).train
     assert train.labels.tolist() == [-1] * 10
     assert train.length.tolist() == [-1] * 10
-    assert (train.text, train.token_ids, train.class_names, train.layers) == ({}, None, None, [])
+    assert (train.text, train.token_ids, train.class_names, train.layers) == ({}, None, None, [0, 1])
+
+
+@pytest.mark.parametrize(("said", "expected"), [({}, [0, 1]), ({"layers": [0, 6]}, [0, 6]), ({"layers": []}, [])])
+def test_layers_are_counted_where_nobody_said_which_they_are(tmp_path, said, expected):
+    writer = create_run(tmp_path, {"model": {"class": "Tiny"}})
+    writer.add_split("train", split_attributes(3, arrays={"hidden_states": said}))
+    writer.begin_pass("train", 0, {"epoch": 0, "step": 0})
+    assert open_run(tmp_path).train.layers == said.get("layers", [])
+    writer.log("train", rows_of([0, 1, 2], 0))
+    writer.flush()
+    assert open_run(tmp_path).train.layers == expected
+    writer.close()
 
 
 def test_the_summary_says_what_is_there_and_what_is_missing(tmp_path):
