@@ -120,6 +120,23 @@ def test_three_scales_of_numbers_and_a_legend_that_filters_by_a_category(page, s
     expect(page.locator(".count")).to_contain_text(f"{np.count_nonzero(train.labels == 1)} of {len(train)}")
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_lower_end_of_the_scale_can_be_seen_on_either_background(page, served, theme):
+    opened(page, served, theme=theme)
+    painted(page)
+    lowest, back = (
+        luminance(page.locator(place).first.evaluate("(node) => getComputedStyle(node).backgroundColor"))
+        for place in (".legend .bar i", "body")
+    )
+    assert (max(lowest, back) + 0.05) / (min(lowest, back) + 0.05) > 2
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of an opaque sRGB colour (WCAG 2.2)."""
+    linear = [((value / 255 + 0.055) / 1.055) ** 2.4 for value in map(int, re.findall(r"\d+", color)[:3])]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+
 def test_two_plots_with_own_epochs_and_a_shared_selection(page, served, recorded_run, train):
     opened(page, served)
     painted(page)

@@ -40,7 +40,7 @@ export function Instance({ data, run, split, state, store, version }) {
     <header><b>${state.example === null ? "a text of your own" : `example ${state.example}`}</b>
       ${found && found.id === state.example && html`<span>gold label: <b class="gold">${labelOf(found, names)}</b></span>`}
       ${at.hasModel && html`<label class="choice"><span>method</span><select aria-label="saliency method" value=${state.method} onChange=${(event) => store.set({ method: event.target.value })}>
-        <option value="" selected=${state.method === ""}>what suits the model</option>
+        <option value="" selected=${state.method === ""} title="the method that suits the model">by default</option>
         ${run.probing.methods.map((name) => html`<option value=${name} selected=${name === state.method}>${METHODS[name] ?? name}</option>`)}</select></label>`}
       ${at.hasModel && others.length > 0 && html`<label class="choice"><span>beside it</span><select aria-label="compare with the model of" value=${state.against ?? ""} onChange=${(event) => store.set({ against: event.target.value === "" ? null : Number(event.target.value) })}>
         <option value="">nothing</option>${others.map(({ value, name }) => html`<option value=${value} selected=${value === String(state.against ?? "")}>${name}</option>`)}</select></label>`}

@@ -8,6 +8,7 @@ import { Overlay } from "./overlay.js";
 import { Pictures } from "./pictures.js";
 import { coloring } from "./scale.js";
 import { Scatter, wholeView } from "./scatter.js";
+import { isDark, usePalette } from "./tints.js";
 
 const TOOLS = { pan: ["Move (m)", "✥"], lasso: ["Lasso (l)", "⟆"], box: ["Box (b)", "▭"] };
 const STEP_MS = 1100; // from one epoch to the next, while they are played
@@ -27,6 +28,7 @@ export function Projection({ data, split, plot, passed, state, store, number, to
   const [drawing, setDrawing] = useState([]);
   const [playing, setPlaying] = useState(false);
   const [busy, setBusy] = useState(true);
+  const onDark = isDark(usePalette(state.theme));
 
   useLayoutEffect(() => {
     const made = new Scatter(canvas.current, {
@@ -74,13 +76,13 @@ export function Projection({ data, split, plot, passed, state, store, number, to
     data.column(plot.color)
       .then((column) => {
         if (!wanted) return;
-        const { codes, table, legend: made } = coloring(column, plot.scale);
+        const { codes, table, legend: made } = coloring(column, plot.scale, onDark);
         scatter.current.setColors(codes, table);
         setLegend({ ...made, id: plot.color, title: titleOf(data, plot.color) });
       })
       .catch((problem) => wanted && setError(problem.message));
     return () => (wanted = false);
-  }, [data, plot.color, plot.scale]);
+  }, [data, plot.color, plot.scale, onDark]);
 
   useLayoutEffect(() => passed && scatter.current.setShown(passed.shown, passed.others), [data, passed]);
   useEffect(() => scatter.current.setSelected(state.selected), [data, state.selected]);

@@ -11,6 +11,7 @@ const VIRIDIS = [
 
 export const MISSING = 255; // place in a table of colours of what has no value
 export const N_SHADES = 255;
+const LOWEST_ON_DARK = 0.3;
 
 /** @typedef {{codes: Uint8Array, table: Uint8Array, legend: Legend}} Coloring */
 /** @typedef {{kind: "category", entries: {name: string, color: string, code: number, count: number}[]}
@@ -42,10 +43,11 @@ export function shade(t) {
  * Colours of all examples by a column.
  * @param {{values: any, info: any}} column
  * @param {"linear" | "quantile" | "log"} scale - for numbers
+ * @param {boolean} onDark - whether the background is dark, on which the lower end of the scale could not be seen
  * @returns {Coloring}
  */
-export function coloring(column, scale) {
-  return column.info.kind === "category" ? byCategory(column) : byNumber(column, scale);
+export function coloring(column, scale, onDark) {
+  return column.info.kind === "category" ? byCategory(column) : byNumber(column, scale, onDark ? LOWEST_ON_DARK : 0);
 }
 
 function byCategory({ values, info }) {
@@ -68,7 +70,8 @@ function byCategory({ values, info }) {
 
 const GREY = [150, 150, 150, 255];
 
-function byNumber({ values }, scale) {
+function byNumber({ values }, scale, lowest) {
+  const color = (t) => shade(lowest + (1 - lowest) * t);
   const bounds = scaleOf(values, scale);
   const codes = new Uint8Array(values.length);
   if (scale === "linear") linearCodes(codes, values, bounds);
@@ -78,9 +81,9 @@ function byNumber({ values }, scale) {
       codes[i] = t === t ? Math.round(t * (N_SHADES - 1)) : MISSING;
     }
   const table = new Uint8Array(256 * 4);
-  for (let code = 0; code < N_SHADES; code += 1) table.set([...shade(code / (N_SHADES - 1)), 255], code * 4);
+  for (let code = 0; code < N_SHADES; code += 1) table.set([...color(code / (N_SHADES - 1)), 255], code * 4);
   table.set(GREY, MISSING * 4);
-  const gradient = Array.from({ length: 9 }, (_, i) => `rgb(${shade(i / 8)})`);
+  const gradient = Array.from({ length: 9 }, (_, i) => `rgb(${color(i / 8)})`);
   return { codes, table, legend: { kind: "number", low: bounds.low, high: bounds.high, gradient, scale } };
 }
 

@@ -34,6 +34,8 @@ function read() {
   return { back, ...INKS[style.colorScheme === "dark" ? "dark" : "light"] };
 }
 
+export const isDark = ({ back }) => back[0] + back[1] + back[2] < 384;
+
 /** The colour of an amount from 0 to 1. @param {Palette} palette @returns {Rgb} */
 export const amount = ({ back, much }, t) => along([back, ...much], t);
 
