@@ -191,7 +191,20 @@ class Scored:
 
 
 def strongest(patterns: HeadPatterns, pattern: Pattern, *, n: int = 3) -> list[Scored]:
-    """The heads with the greatest mass on a pattern, the greatest first; none if the pattern could not be told."""
+    """The heads with the greatest mass on a pattern, the greatest first; none if the pattern could not be told.
+
+    Examples
+    --------
+    >>> mass = np.full((1, 3, len(PATTERNS)), np.nan)
+    >>> mass[0, :2, PATTERNS.index("previous")] = [0.2, 0.9]
+    >>> rest = dict.fromkeys(["error", "top", "holds", "n_examples", "entropy", "distance", "relative_entropy"], mass)
+    >>> rest |= dict.fromkeys(["by_offset", "by_position", "by_kind"], mass)
+    >>> patterns = HeadPatterns(("self",), mass=mass, chance=np.full((1, len(PATTERNS)), 0.1), **rest)
+    >>> [(head.head, head.mass, head.lift.__round__(3)) for head in strongest(patterns, "previous")]
+    [(1, 0.9, 9.0), (0, 0.2, 2.0)]
+    >>> strongest(patterns, "next")
+    []
+    """
     masses = patterns.of(pattern).ravel()
     order = np.argsort(-masses, kind="stable")[: min(n, int(np.isfinite(masses).sum()))]
     n_heads = patterns.mass.shape[1]
@@ -199,7 +212,7 @@ def strongest(patterns: HeadPatterns, pattern: Pattern, *, n: int = 3) -> list[S
 
 
 def scored(patterns: HeadPatterns, layer: int, head: int, pattern: Pattern) -> Scored:
-    """What is known of one head and one pattern."""
+    """What is known of one head and one pattern; see `strongest`."""
     at = layer, head, PATTERNS.index(pattern)
     tables = (patterns.mass, patterns.error)
     mass, error = (float(table[at]) for table in tables)
@@ -306,6 +319,19 @@ def cluster_heads(patterns: HeadPatterns, *, n_clusters: int | None = None) -> H
     Ward's.
     Clark et al. compare heads by the Jensen-Shannon divergence of their attention, example by example, which takes
     memory or time with the square of the number of heads.
+
+    Examples
+    --------
+    Six heads, of which three attend to the token before and three to the one after.
+
+    >>> mass = np.zeros((2, 3, len(PATTERNS)))
+    >>> mass[0, :, PATTERNS.index("previous")] = mass[1, :, PATTERNS.index("next")] = [0.7, 0.8, 0.9]
+    >>> rest = dict.fromkeys(["error", "top", "holds", "n_examples", "entropy", "distance"], mass)
+    >>> rest |= dict.fromkeys(["by_offset", "by_position", "by_kind"], mass)
+    >>> known = dict(chance=np.full((2, len(PATTERNS)), 0.1), relative_entropy=np.full((2, 3), 0.5))
+    >>> cluster_heads(HeadPatterns(("self",) * 2, mass=mass, **known, **rest)).labels
+    array([[0, 0, 0],
+           [1, 1, 1]])
 
     References
     ----------

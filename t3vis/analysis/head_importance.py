@@ -133,6 +133,15 @@ def mean_importance(
     ------
     AnalysisError
         If the shape is another, or ``level`` is no share.
+
+    Examples
+    --------
+    >>> effects = np.array([[[0.1, 0.0], [0.3, 0.0]]])  # one layer, two examples, two heads
+    >>> found = mean_importance(effects)
+    >>> found.value.round(3), found.n_examples
+    (array([[0.2, 0. ]]), 2)
+    >>> found.low.round(3), found.high.round(3)
+    (array([[0.1, 0. ]]), array([[0.3, 0. ]]))
     """
     if len(values.shape) != 3:
         raise AnalysisError(f"expected values of shape (n_layers, n_examples, n_heads), found {values.shape}.")
@@ -174,6 +183,13 @@ def quadratic_importance(
         Examples of each group, shape (n_groups,).
     n_resamples, level, seed
         As for ``head_importance``; what is drawn anew are the groups.
+
+    Examples
+    --------
+    Gradients of a head that add up to 2 over one example and to 4 over another: the square of their mean.
+
+    >>> quadratic_importance(np.array([[[[4.0, 8.0], [8.0, 16.0]]]]), np.array([1, 1])).value
+    array([[9.]])
     """
     n_groups = len(sizes)
     weights = np.concatenate(list(_draws(n_groups, n_resamples, seed)))

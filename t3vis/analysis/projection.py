@@ -386,6 +386,14 @@ def umap(states: NDArray[np.floating], graph: NeighbourGraph, start: NDArray[np.
     ------
     AnalysisError
         If umap-learn is not installed.
+
+    Examples
+    --------
+    >>> from t3vis.analysis.neighbours import neighbour_graph
+    >>> clouds = np.random.default_rng(0).normal(size=(60, 5)) + 9 * (np.arange(60) < 30)[:, np.newaxis]
+    >>> coordinates = umap(clouds, neighbour_graph(clouds, k=10), pca_start(clouds))
+    >>> bool(coordinates[:30, 0].min() > coordinates[30:, 0].max())
+    True
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)
