@@ -25,6 +25,8 @@ from t3vis.store.segments import split_names
 from t3vis.store.storage import locate
 
 if TYPE_CHECKING:
+    from dask.array import Array
+
     from t3vis.viewer.notebook import View
 
 
@@ -128,6 +130,18 @@ class Split:
         """
         self._check_recorded(name, is_ragged=True)
         return RaggedRunArray(self._reader, name)
+
+    def to_dask(self, name: str) -> Array:
+        """One of ``arrays`` as a Dask array, of all passes, chunked as its shards are; read where it is computed.
+
+        Raises
+        ------
+        StoreError
+            If nothing of that name has been recorded, a pass is not sealed yet, or Dask is not installed.
+        """
+        from t3vis.store.dask_arrays import dask_array  # an extra
+
+        return dask_array(self, name)
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -406,6 +420,19 @@ class Run:
             causes = {attempt["first_error"] for attempt in attempts if attempt["first_error"]}
             lines.append(f"{self.missing_rows:,} rows could not be recorded: {'; '.join(sorted(causes))}")
         return "\n".join(lines)
+
+    def to_dask(self) -> dict[str, dict[str, Array]]:
+        """All arrays of all splits as Dask arrays, by split and name; the ragged ones are left out.
+
+        Their chunks are the shards, one pass and layer each, so that no shard is read twice. Nothing is read before
+        they are computed; who computes them has to find the run at the same path or URL.
+
+        Raises
+        ------
+        StoreError
+            If a pass is not sealed yet, or Dask is not installed.
+        """
+        return {name: {array: split.to_dask(array) for array in split.arrays} for name, split in self.splits.items()}
 
     def view(self, *, height: int = 800, host: str = "localhost", port: int = 0) -> View:
         """Show the viewer in a notebook; what is selected there comes back as ``.selected``.
