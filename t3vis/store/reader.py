@@ -159,6 +159,15 @@ class Split:
                 return self._first_seen(name)
         return np.full(self.n_examples, -1, np.int64)
 
+    def label(self, example_id: int) -> Any:
+        """Gold label of one example, as ``labels`` has it; the others are not read."""
+        for name in ("labels", "targets"):
+            static = static_array(self.path, name)
+            if static is not None:
+                row = static.row((), example_id)
+                return row if row.shape else row[()]
+        return self.labels[example_id]
+
     @property
     def length(self) -> NDArray[Any]:
         """Tokens of each example that are not padding, shape (n_examples,) int32; -1 where unknown."""
@@ -199,9 +208,8 @@ class Split:
         if not 0 <= example_id < n_examples:
             raise IndexError(f"example {example_id} of {self.name}, which has {n_examples}")
         ids = self.token_ids
-        labels, names = self.labels, self.class_names
-        label = labels[example_id]
-        known = labels.ndim == 1 and names is not None and 0 <= label < len(names)
+        label, names = self.label(example_id), self.class_names
+        known = np.ndim(label) == 0 and names is not None and 0 <= label < len(names)
         return Example(
             example_id=example_id,
             text={column: texts[example_id] for column, texts in self.text.items()},
