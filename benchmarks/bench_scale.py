@@ -28,10 +28,9 @@ from numpy.typing import NDArray
 from rounds import Report, environment, machine, peak_megabytes
 
 from t3vis import open_run
-from t3vis.analysis.data_map import data_map
 from t3vis.analyze import analyzed_data_map
 from t3vis.store.examples import Columns, ExamplesWriter
-from t3vis.store.seal import seal_pass
+from t3vis.store.seal import remove_sealed_segments, seal_pass
 from t3vis.store.writer import create_run
 from t3vis.viewer.columns import columns_of
 from t3vis.viewer.texts import rows
@@ -55,9 +54,9 @@ def record(path: Path, n_examples: int, states: Path | None) -> float:
     writer = create_run(path, {"model": {"class": "Synthetic"}})
     examples = ExamplesWriter(path / "train" / "examples", n_examples)
     for start in range(0, n_examples, 50_000):
-        ids = range(start, min(start + 50_000, n_examples))
-        texts = [f"{WORDS[i % 13]} {WORDS[i // 13 % 13]} {WORDS[i // 169 % 13]} number {i}" for i in ids]
-        examples.add(Columns(labels=np.array(ids) % N_CLASSES, texts={"text": texts}))
+        numbers = np.arange(start, min(start + 50_000, n_examples))
+        texts = [f"{WORDS[i % 13]} {WORDS[i // 13 % 13]} {WORDS[i // 169 % 13]} number {i}" for i in numbers.tolist()]
+        examples.add(Columns(labels=numbers % N_CLASSES, texts={"text": texts}))
     of_split = {"kind": "train", "mode": "train", "n_examples": n_examples, "fingerprint": examples.close()}
     writer.add_split("train", of_split)
     arrays = {} if base is None else {"hidden_states": {"layers": [0, 6]}}
@@ -71,7 +70,12 @@ def record(path: Path, n_examples: int, states: Path | None) -> float:
             ids = np.arange(start, min(start + BATCH, n_examples)) * STRIDE % n_examples
             logits = rng.standard_normal((len(ids), N_CLASSES), np.float32)
             logits[np.arange(len(ids)), ids % N_CLASSES] += epoch + 1
-            batch = {"example": ids, "step": np.full(len(ids), epoch), "logits": logits, "loss": logits[:, 0]}
+            batch: dict[str, NDArray[Any]] = {
+                "example": ids,
+                "step": np.full(len(ids), epoch),
+                "logits": logits,
+                "loss": logits[:, 0],
+            }
             if base is not None:
                 shift = start % N_BASE
                 batch["hidden_states"] = base[:, ids % N_BASE] + noise[shift : shift + len(ids)]
@@ -85,10 +89,11 @@ def record(path: Path, n_examples: int, states: Path | None) -> float:
 
 
 def seal(path: Path, _: int, __: Path | None) -> float:
-    """Seconds of sealing both epochs."""
+    """Seconds of sealing both epochs and removing their segments."""
     began = time.perf_counter()
     for epoch in range(N_EPOCHS):
         seal_pass(path, "train", epoch)
+    remove_sealed_segments(path, "train")
     return time.perf_counter() - began
 
 
@@ -98,10 +103,10 @@ def opening(path: Path, _: int, __: Path | None) -> float:
 
 
 def mapping(path: Path, n_examples: int, _: Path | None) -> float:
-    """Seconds of the data map, from the store."""
+    """Seconds of the data map, from the store and back into it."""
     run = open_run(path)
     began = time.perf_counter()
-    found = data_map(run.train.logits, run.train.labels)
+    found = analyzed_data_map(run, run.train)
     seconds = time.perf_counter() - began
     assert found.n_examples == n_examples
     assert not found.n_never_seen
@@ -111,8 +116,6 @@ def mapping(path: Path, n_examples: int, _: Path | None) -> float:
 def filtering(path: Path, n_examples: int, _: Path | None) -> float:
     """Seconds of the examples above a confidence: the column as the viewer's server sends it, and a comparison."""
     run = open_run(path)
-    if not (path / "analysis" / "train" / "data_map").exists():
-        analyzed_data_map(run, run.train)
 
     def filtered() -> None:
         column = next(column for column in columns_of(run, run.train) if column.id == "confidence")
