@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,6 +126,24 @@ def test_workers_read_a_run_at_a_url(client: Client, tmp_path: Path) -> None:
         asked = {path.split("/")[3] for path, size in web.requests if size and "/c/" in path}
     assert asked == {"logits"}  # and nothing else of the run
     check_same(found, data_map(local.train.logits, labels), rtol=0)
+
+
+def test_the_example_in_the_documentation(client: Client, asked: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
+    found = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    example = next(block for block in found if "Client" in block)
+    places = {"tcp://scheduler:8786": client.scheduler.address, "s3://bucket/mine.zarr": str(asked), "6, 12": "1, 2"}
+    for said, here in places.items():
+        assert said in example
+        example = example.replace(said, here)
+    names: dict[str, Any] = {}
+    exec(compile(example, "scaling.md", "exec"), names)
+    names["client"].close()
+    run = open_run(asked)
+    check_same(names["heads"], head_importance(run.train.head_gradients[-1]), rtol=1e-6)
+    check_same(names["far"], analyzed_outliers(run, run.train))
+    check_same(names["suspects"], analyzed_suspects(run, run.train))
+    assert names["places"].shape == (run.train.n_examples, 2)
 
 
 def test_what_is_refused(client: Client, tmp_path: Path) -> None:
