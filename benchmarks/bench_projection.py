@@ -41,6 +41,7 @@ from t3vis.analysis.neighbours import (
     neighbour_overlap,
     shared,
 )
+from t3vis.analysis.principal_axes import principal_axes
 from t3vis.analysis.projection import (
     CONTINUED,
     FRESH,
@@ -49,7 +50,6 @@ from t3vis.analysis.projection import (
     displacement,
     pca_start,
     place,
-    principal_axes,
     tsne,
 )
 from t3vis.analysis.projection_quality import projection_quality

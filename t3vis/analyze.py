@@ -19,8 +19,8 @@ from t3vis.analysis.difficulty import learning, loss_trajectories
 from t3vis.analysis.drift import cka, displacement, neighbourhood_change
 from t3vis.analysis.generalised import multi_label_map, regression_map
 from t3vis.analysis.generalised_quality import multi_label_suspects, regression_suspects
-from t3vis.analysis.label_quality import Suspects, suspected_errors
-from t3vis.analysis.nearest import Neighbours, nearest_neighbours, sample_of
+from t3vis.analysis.label_quality import Suspects, n_voters, suspected_errors
+from t3vis.analysis.nearest import Neighbours, n_references, nearest_neighbours, sample_of
 from t3vis.analysis.outliers import Outliers, knn_distance, mahalanobis, outliers
 from t3vis.analysis.passes import pass_figures
 from t3vis.analysis.separability import separability
@@ -33,13 +33,6 @@ from t3vis.store.schema import pass_name
 
 T = TypeVar("T")
 
-MAX_REFERENCES = 20_000
-"""Neighbours are looked for among that many examples at most, drawn at random: the work is then linear in them."""
-MIN_REFERENCES = 5_000
-MAX_PAIRS = 4_000_000_000
-"""Above 200,000 examples neighbours are looked for among fewer, so that no more pairs are compared, down to 5,000."""
-MOST_NEIGHBOURS = 100
-"""Neighbours that are asked about a label: a tenth of a small data set, so that they are near, and at most so many."""
 
 MEANINGS = {
     "confidence": "mean gold-label probability over the passes in which the example was seen",
@@ -132,7 +125,7 @@ def analyzed_suspects(run: Run, split: Split) -> Suspects:
         If nothing was recorded, or of a task of another kind.
     """
     parameters = {
-        "n_neighbours": max(10, min(MOST_NEIGHBOURS, split.n_examples // 10)),
+        "n_neighbours": n_voters(split.n_examples),
         "n_references": n_references(split.n_examples),
     }
     known = _current(run, split, "label_quality", parameters)
@@ -387,17 +380,6 @@ def _over_passes_and_layers(split: Split) -> SideBySide:
     numbers = sorted({0, last // 2, last})
     indices = _passes_with_states(split)
     return SideBySide([MeanDirection([Layer(split, index, number) for index in indices]) for number in numbers])
-
-
-def n_references(n_examples: int) -> int:
-    """Among how many examples neighbours are looked for.
-
-    Examples
-    --------
-    >>> [n_references(n) for n in (1_000, 50_000, 400_000, 5_000_000)]
-    [1000, 20000, 10000, 5000]
-    """
-    return min(n_examples, MAX_REFERENCES, max(MIN_REFERENCES, MAX_PAIRS // max(n_examples, 1)))
 
 
 def _neighbours(states: StatesLike, what: str, *, k: int = 15) -> Neighbours:

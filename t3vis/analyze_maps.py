@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from t3vis.analysis.nearest import Progress
 from t3vis.analysis.neighbours import K_NEIGHBOURS, NeighbourGraph, neighbour_graph, shared
+from t3vis.analysis.principal_axes import principal_axes
 from t3vis.analysis.projection import (
     CONTINUED,
     FRESH,
@@ -25,7 +26,6 @@ from t3vis.analysis.projection import (
     pca_start,
     phases_after,
     place,
-    principal_axes,
     tsne,
     umap,
 )

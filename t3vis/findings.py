@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from t3vis.analysis.nearest import n_references
 from t3vis.analysis.slices import by_group
 from t3vis.analyze import (
     analyzed_data_map,
@@ -17,7 +18,6 @@ from t3vis.analyze import (
     analyzed_progress,
     analyzed_separability,
     analyzed_suspects,
-    n_references,
 )
 from t3vis.errors import AnalysisError
 from t3vis.store.reader import Run, Split

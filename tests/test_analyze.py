@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import zarr
 
-from t3vis import analyze, open_run
+from t3vis import open_run
+from t3vis.analysis import nearest
 from t3vis.analysis.data_map import data_map
 from t3vis.analysis.drift import cka
 from t3vis.analysis.generalised import multi_label_map, regression_map
@@ -153,7 +154,7 @@ def test_neighbours_among_some_are_said_to_be_so_and_are_another_result(tmp_path
     run = recorded(tmp_path / "run.zarr")
     assert not any("drawn at random" in line for line in findings(run, run.train))
     before = stamps(run)
-    monkeypatch.setattr(analyze, "MAX_REFERENCES", 11)
+    monkeypatch.setattr(nearest, "MAX_REFERENCES", 11)
     said = findings(run, run.train)
     assert "  neighbours in hidden space: looked for among 11 examples drawn at random" in said
     assert read_result(run.path, "train", "outliers").attributes["parameters"] == {"n_references": 11}

@@ -11,7 +11,8 @@ import zarr
 
 from t3vis import analyze_maps, analyze_projection, open_run
 from t3vis.analysis.neighbours import neighbour_graph, neighbour_overlap
-from t3vis.analysis.projection import CONTINUED, REARRANGED, displacement, principal_axes, tsne
+from t3vis.analysis.principal_axes import principal_axes
+from t3vis.analysis.projection import CONTINUED, REARRANGED, displacement, tsne
 from t3vis.analysis.projection_quality import projection_quality
 from t3vis.analysis.states import unit_rows
 from t3vis.analyze_projection import AnalyzedProjection, analyzed_projection, last_map

@@ -68,6 +68,7 @@ FORBIDDEN = {
         "torch", "transformers", "datasets", "zarr", "matplotlib", "t3vis.store", "t3vis.callbacks", "t3vis.plots",
     ],
     "t3vis.probing": ["t3vis.store", "t3vis.callbacks", "zarr"],
+    "t3vis.distributed": ["torch", "transformers", "zarr", "t3vis.store", "t3vis.callbacks", "t3vis.probing"],
     "t3vis.store.schema": ["t3vis.store"],
     "t3vis.store.layout": ["t3vis"],
 }  # fmt: skip

@@ -7,8 +7,9 @@ beside a true ablation and their ``agreement``. Every score comes with an interv
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import reduce
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -20,6 +21,8 @@ from t3vis.errors import AnalysisError
 Form = Literal["gate", "removal", "group"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
+PART_SIZE = 65_536
+"""Examples whose draws are made at a time: 34 MB of them."""
 _RESAMPLES_AT_A_TIME = 64
 
 
@@ -100,11 +103,24 @@ def head_importance(
     >>> head_importance(gradients, "removal").value
     array([[0.125, 0.225]])
     """
+    each, then = steps_of(form)
+    return mean_importance(gradients, n_resamples=n_resamples, level=level, seed=seed, each=each, then=then)
+
+
+Step = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+def steps_of(form: Form) -> tuple[Step | None, Step | None]:
+    """What a form of importance takes of the gradient of each example, and what of the mean of that.
+
+    Raises
+    ------
+    AnalysisError
+        If there is no such form.
+    """
     if form not in FORMS:
         raise AnalysisError(f"there is no importance {form!r}; choose one of {', '.join(FORMS)}.")
-    if form == "group":
-        return mean_importance(gradients, n_resamples=n_resamples, level=level, seed=seed, then=np.square)
-    return mean_importance(gradients, n_resamples=n_resamples, level=level, seed=seed, each=_EACH[form])
+    return (None, np.square) if form == "group" else (_EACH[form], None)
 
 
 def mean_importance(
@@ -113,8 +129,8 @@ def mean_importance(
     n_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-    each: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
-    then: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+    each: Step | None = None,
+    then: Step | None = None,
 ) -> HeadImportance:
     """The mean over examples of a value of each head, such as the effect of its removal.
 
@@ -143,26 +159,122 @@ def mean_importance(
     >>> found.low.round(3), found.high.round(3)
     (array([[0.1, 0. ]]), array([[0.3, 0. ]]))
     """
-    if len(values.shape) != 3:
-        raise AnalysisError(f"expected values of shape (n_layers, n_examples, n_heads), found {values.shape}.")
+    check_values_of_heads(values.shape, level=level)
+    draws = Draws(values.shape[1], n_resamples, seed)
+    layers = [
+        added(head_sums(rows[np.newaxis, part], draws, number, each) for number, part in enumerate(draws.parts()))
+        for rows in (np.asarray(values[layer]) for layer in range(values.shape[0]))
+    ]
+    return importance_of(layers_of(layers), level=level, then=then)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadSums:
+    """Sums over examples of a value of each head: over each example once, then over each resample.
+
+    Those of parts of the examples add up.
+    """
+
+    totals: NDArray[np.float64]
+    """Shape (n_layers, 1 + n_resamples, n_heads)."""
+    counts: NDArray[np.float64]
+    """How many known values each is a sum of."""
+    n_known: NDArray[np.int64]
+    """Shape (n_layers,): examples of which any head is known."""
+
+    def __add__(self, other: HeadSums) -> HeadSums:
+        return HeadSums(self.totals + other.totals, self.counts + other.counts, self.n_known + other.n_known)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How often each example is drawn: each once, then ``n_resamples`` times as many at random as there are.
+
+    It is decided for a part of the examples at a time, whichever parts were asked for before.
+    """
+
+    n_examples: int
+    n_resamples: int
+    seed: int
+
+    def parts(self) -> list[slice]:
+        """The examples of each part, in order."""
+        starts = range(0, max(self.n_examples, 1), PART_SIZE)
+        return [slice(start, min(start + PART_SIZE, self.n_examples)) for start in starts]
+
+    def weights(self, number: int) -> Iterator[NDArray[np.float64]]:
+        """Draws of the examples of a part, shape (some resamples, n_examples of the part) at a time."""
+        parts = self.parts()
+        size = parts[number].stop - parts[number].start
+        yield np.ones((1, size))
+        shares = [(part.stop - part.start) / max(self.n_examples, 1) for part in parts]
+        of_parts = np.random.default_rng([self.seed, 0])
+        n_drawn = np.full(self.n_resamples, self.n_examples)
+        if len(parts) > 1:
+            n_drawn = of_parts.multinomial(self.n_examples, shares, size=self.n_resamples)[:, number]
+        rng = np.random.default_rng([self.seed, number] if number else self.seed)
+        for start in range(0, self.n_resamples, _RESAMPLES_AT_A_TIME):
+            drawn = [
+                np.bincount(rng.integers(size, size=n), minlength=size) for n in n_drawn[start:][:_RESAMPLES_AT_A_TIME]
+            ]
+            yield np.stack(drawn).astype(np.float64)
+
+
+def head_sums(values: NDArray[np.floating], draws: Draws, number: int, each: Step | None) -> HeadSums:
+    """Sums of the values of one part of the examples, shape (n_layers, n_examples of the part, n_heads).
+
+    Parameters
+    ----------
+    draws
+        Of all examples.
+    number
+        Of the part among ``draws.parts()``.
+    each
+        What is taken of each value.
+    """
+    layers = []
+    for of_layer in values:
+        rows = of_layer.astype(np.float64)
+        known = ~np.isnan(rows)
+        layers.append((np.where(known, rows if each is None else each(rows), 0.0), known))
+    totals, counts = [], []
+    for weights in draws.weights(number):
+        totals.append(np.stack([weights @ rows for rows, _ in layers]))
+        counts.append(np.stack([weights @ known for _, known in layers]))
+    n_known = np.array([np.count_nonzero(known.any(axis=1)) for _, known in layers])
+    return HeadSums(np.concatenate(totals, axis=1), np.concatenate(counts, axis=1), n_known)
+
+
+def added(parts: Iterable[HeadSums]) -> HeadSums:
+    """The sums over all parts, at least one."""
+    return reduce(HeadSums.__add__, parts)
+
+
+def layers_of(groups: Sequence[HeadSums]) -> HeadSums:
+    """The sums of successive layers as one."""
+    return HeadSums(*(np.concatenate([getattr(group, field.name) for group in groups]) for field in fields(HeadSums)))
+
+
+def importance_of(sums: HeadSums, *, level: float, then: Step | None) -> HeadImportance:
+    """The mean of each head, what is taken of it, and its interval among the resamples."""
+    means = np.full(sums.totals.shape, np.nan)
+    np.divide(sums.totals, sums.counts, out=means, where=sums.counts > 0)
+    means = means if then is None else then(means)
+    value, resampled = means[:, 0], means[:, 1:]
+    low, high = np.full(value.shape, np.nan), np.full(value.shape, np.nan)
+    has = sums.counts[:, 0] > 0
+    if resampled.shape[1] and has.any():
+        of_known = np.moveaxis(resampled, 1, 0)[:, has]
+        low[has], high[has] = np.nanquantile(of_known, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return HeadImportance(value, low, high, int(sums.n_known.max(initial=0)))
+
+
+def check_values_of_heads(shape: tuple[int, ...], *, level: float) -> None:
+    """Raise `AnalysisError` unless values of this shape have an importance with an interval of this level."""
+    if len(shape) != 3:
+        raise AnalysisError(f"expected values of shape (n_layers, n_examples, n_heads), found {shape}.")
     if not 0 < level < 1:
         raise AnalysisError(f"level={level}: expected a share between 0 and 1.")
-    n_layers, n_examples, n_heads = values.shape
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    out = np.full((3, n_layers, n_heads), np.nan)
-    n_known = 0
-    for layer in range(n_layers):
-        rows = np.asarray(values[layer], np.float64)
-        known = ~np.isnan(rows)
-        n_known = max(n_known, int(known.any(axis=1).sum()))
-        rows = np.where(known, rows if each is None else each(rows), 0.0)
-        means = np.concatenate([_means(w, rows, known) for w in _draws(n_examples, n_resamples, seed)])
-        means = means if then is None else then(means)
-        has = known.any(axis=0)
-        out[0, layer, has] = means[0, has]
-        if has.any() and n_resamples:
-            out[1:, layer, has] = np.nanquantile(means[1:, has], tails, axis=0)
-    return HeadImportance(out[0], out[1], out[2], n_known)
 
 
 def quadratic_importance(
@@ -192,7 +304,7 @@ def quadratic_importance(
     array([[9.]])
     """
     n_groups = len(sizes)
-    weights = np.concatenate(list(_draws(n_groups, n_resamples, seed)))
+    weights = np.concatenate(list(Draws(n_groups, n_resamples, seed).weights(0)))
     shares = weights / (weights @ sizes)[:, None]
     found = np.einsum("rj,lhjk,rk->rlh", shares, products.astype(np.float64), shares, optimize=True)
     low, high = np.quantile(found[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
@@ -224,18 +336,4 @@ def _removal(gradients: NDArray[np.float64]) -> NDArray[np.float64]:
     return -gradients + gradients**2 / 2
 
 
-_EACH: dict[Form, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {"gate": np.abs, "removal": _removal}
-
-
-def _draws(n: int, n_resamples: int, seed: int) -> Any:
-    """How often each of ``n`` things is drawn: once each, then at random; shape (some resamples, n) at a time."""
-    yield np.ones((1, n))
-    rng = np.random.default_rng(seed)
-    for start in range(0, n_resamples, _RESAMPLES_AT_A_TIME):
-        size = min(_RESAMPLES_AT_A_TIME, n_resamples - start)
-        yield np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(size)]).astype(np.float64)
-
-
-def _means(weights: NDArray[np.float64], rows: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
-    counts = weights @ known
-    return np.divide(weights @ rows, counts, out=np.full_like(counts, np.nan), where=counts > 0)
+_EACH: dict[Form, Step] = {"gate": np.abs, "removal": _removal}

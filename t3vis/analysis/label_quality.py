@@ -23,6 +23,9 @@ from t3vis.errors import AnalysisError
 MAX_FOR_MEDIAN = 100_000
 """Of more examples than this, some are enough for a median of distances."""
 
+MOST_NEIGHBOURS = 100
+"""Neighbours that are asked about a label: a tenth of a small data set, so that they are near, and at most so many."""
+
 
 @dataclass(frozen=True, eq=False)
 class Suspects:
@@ -284,15 +287,45 @@ def neighbour_agreement(
     return found
 
 
+def n_voters(n_examples: int) -> int:
+    """How many neighbours of each example are asked about its label.
+
+    Examples
+    --------
+    >>> [n_voters(n) for n in (50, 500, 50_000)]
+    [10, 50, 100]
+    """
+    return max(10, min(MOST_NEIGHBOURS, n_examples // 10))
+
+
+def voting_sample(n_examples: int) -> slice:
+    """Which examples the `vote_scale` is taken of: every second, third, ... of more than 100,000.
+
+    Examples
+    --------
+    >>> voting_sample(250_000)
+    slice(None, None, 3)
+    """
+    return slice(None, None, -(-n_examples // MAX_FOR_MEDIAN) or 1)
+
+
+def vote_scale(distances: NDArray[np.float64]) -> float:
+    """Median of the known distances to neighbours; 1 where it is 0, or none is known."""
+    known = distances[~np.isnan(distances)]
+    return float(np.median(known)) if known.size and np.median(known) > 0 else 1.0
+
+
 class Votes:
     """The neighbours of every example as voters, near ones counting more; for some examples at a time.
 
     Parameters
     ----------
     neighbours
-        Of all examples.
+        Of the examples.
     n_examples
         As many as there are labels.
+    scale
+        The distance that weights are measured by; by default the `vote_scale` of these neighbours.
 
     Raises
     ------
@@ -300,16 +333,14 @@ class Votes:
         If there are not as many labels as examples with neighbours.
     """
 
-    def __init__(self, neighbours: Neighbours, n_examples: int) -> None:
+    def __init__(self, neighbours: Neighbours, n_examples: int, *, scale: float | None = None) -> None:
         if len(neighbours.ids) != n_examples:
             raise AnalysisError(
                 f"there are neighbours of {len(neighbours.ids)} examples but labels of {n_examples}; "
                 "pass those of the same examples in the same order."
             )
         self._neighbours = neighbours
-        some = neighbours.distances[:: -(-n_examples // MAX_FOR_MEDIAN) or 1]
-        known = some[~np.isnan(some)]
-        self._scale = float(np.median(known)) if known.size and np.median(known) > 0 else 1.0
+        self._scale = vote_scale(neighbours.distances[voting_sample(n_examples)]) if scale is None else scale
 
     def weights(self, rows: slice) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Ids of the neighbours and what they weigh, shape (n_rows, k); 0 where there is none, with any id."""

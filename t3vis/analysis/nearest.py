@@ -23,6 +23,12 @@ N_SPARE = 8
 GROUP_SIZE = 25
 """Columns in each of the groups whose lowest are compared."""
 
+MAX_REFERENCES = 20_000
+"""Neighbours are looked for among that many examples at most, drawn at random: the work is then linear in them."""
+MIN_REFERENCES = 5_000
+MAX_PAIRS = 4_000_000_000
+"""Above 200,000 examples neighbours are looked for among fewer, so that no more pairs are compared, down to 5,000."""
+
 Progress = Callable[[int, int], None]
 """Called with how many examples are done, and of how many."""
 
@@ -99,25 +105,67 @@ def nearest_neighbours(
     if references is not None:
         chosen[:] = False
         chosen[references] = True
-    ids, rows, center = _references(states, metric, chosen)
+    known = References.among(states, chosen, metric)
     queried = np.arange(states.shape[0]) if queries is None else np.asarray(queries, dtype=np.int64)
     found = Neighbours(np.full((len(queried), k), -1), np.full((len(queried), k), np.nan))
-    k = min(k, len(ids))
     for start in range(0, len(queried), CHUNK_SIZE):
-        chunk = queried[start : start + CHUNK_SIZE]
-        values = np.asarray(states[chunk], dtype=np.float32)
-        seen = np.isfinite(values).all(axis=1)
-        own = np.where(chosen[chunk], np.searchsorted(ids, chunk), -1)[seen]
-        indices, distances = nearest_rows(_comparable(values[seen], metric) - center, rows, k=k, own=own)
-        is_known = np.isfinite(distances)
-        at = start + np.flatnonzero(seen)
-        found.ids[at, :k] = np.where(is_known, ids[indices], -1)
-        # Of unit vectors, one minus the cosine is half the squared distance.
-        far = distances**2 / 2 if metric == "cosine" else distances
-        found.distances[at, :k] = np.where(is_known, far, np.nan)
+        rows = slice(start, start + CHUNK_SIZE)
+        near = known.nearest(np.asarray(states[queried[rows]], dtype=np.float32), queried[rows], k=k)
+        found.ids[rows], found.distances[rows] = near.ids, near.distances
         if progress is not None:
-            progress(start + len(chunk), len(queried))
+            progress(min(rows.stop, len(queried)), len(queried))
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """The examples among which neighbours are looked for, as they are compared."""
+
+    ids: NDArray[np.int64]
+    """Shape (n_references,), in increasing order."""
+    rows: NDArray[np.float32]
+    """Shape (n_references, hidden), less the `center`."""
+    center: NDArray[np.float32]
+    """Shape (hidden,): their mean."""
+    metric: Metric
+
+    @classmethod
+    def among(cls, states: StatesLike, chosen: NDArray[np.bool_], metric: Metric = "cosine") -> References:
+        """Those of the `chosen` examples that were seen, read a chunk at a time."""
+        kept_ids, kept_values = [], []
+        for rows, values, seen in state_chunks(states):
+            wanted = seen & chosen[rows]
+            kept_ids.append(rows.start + np.flatnonzero(wanted))
+            kept_values.append(values[wanted])
+        if not kept_ids:
+            return cls.of(np.empty(0, np.int64), np.empty((0, states.shape[1]), np.float32), metric)
+        return cls.of(np.concatenate(kept_ids), np.concatenate(kept_values), metric)
+
+    @classmethod
+    def of(cls, ids: NDArray[np.int64], values: NDArray[np.float32], metric: Metric = "cosine") -> References:
+        """Examples by their ids, in increasing order, and their finite states of shape (n_references, hidden)."""
+        values = _comparable(values, metric)
+        # Distances do not change when all are moved; products are then as precise as the spread, not as the mean.
+        center = (values.sum(axis=0, dtype=np.float64) / max(len(values), 1)).astype(np.float32)
+        return cls(ids, values - center, center, metric)
+
+    def nearest(self, values: NDArray[np.float32], ids: NDArray[np.int64], *, k: int) -> Neighbours:
+        """The k nearest references of some examples, given their states and their ids; none of one with NaN."""
+        found = Neighbours(np.full((len(values), k), -1), np.full((len(values), k), np.nan))
+        k = min(k, len(self.ids))
+        seen = np.isfinite(values).all(axis=1)
+        if not len(self.ids):
+            return found
+        place = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        own = np.where(self.ids[place] == ids, place, -1)[seen]
+        queries = _comparable(values[seen], self.metric) - self.center
+        indices, distances = nearest_rows(queries, self.rows, k=k, own=own)
+        is_known = np.isfinite(distances)
+        found.ids[seen, :k] = np.where(is_known, self.ids[indices], -1)
+        # Of unit vectors, one minus the cosine is half the squared distance.
+        far = distances**2 / 2 if self.metric == "cosine" else distances
+        found.distances[seen, :k] = np.where(is_known, far, np.nan)
+        return found
 
 
 def sample_of(n_examples: int, n_sampled: int, *, seed: int = 0) -> NDArray[np.int64]:
@@ -131,6 +179,17 @@ def sample_of(n_examples: int, n_sampled: int, *, seed: int = 0) -> NDArray[np.i
     if n_examples <= n_sampled:
         return np.arange(n_examples)
     return np.sort(np.random.default_rng(seed).choice(n_examples, n_sampled, replace=False))
+
+
+def n_references(n_examples: int) -> int:
+    """Among how many examples neighbours are looked for.
+
+    Examples
+    --------
+    >>> [n_references(n) for n in (1_000, 50_000, 400_000, 5_000_000)]
+    [1000, 20000, 10000, 5000]
+    """
+    return min(n_examples, MAX_REFERENCES, max(MIN_REFERENCES, MAX_PAIRS // max(n_examples, 1)))
 
 
 def nearest_rows(
@@ -268,24 +327,6 @@ def by_distance(
         distances[is_left_out] = np.inf
     rising = np.lexsort((found, distances), axis=1)
     return np.take_along_axis(found, rising, axis=1).astype(np.int32), np.take_along_axis(distances, rising, axis=1)
-
-
-def _references(
-    states: StatesLike, metric: Metric, chosen: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
-    """Ids of the references that were seen, their values as compared, centred, and the centre."""
-    kept_ids, kept_values = [], []
-    for rows, values, seen in state_chunks(states):
-        wanted = seen & chosen[rows]
-        kept_ids.append(rows.start + np.flatnonzero(wanted))
-        kept_values.append(_comparable(values[wanted], metric))
-    if not kept_ids:
-        return np.empty(0, np.int64), np.empty((0, states.shape[1]), np.float32), np.zeros(states.shape[1], np.float32)
-    values = np.concatenate(kept_values)
-    # Distances do not change when all are moved; products are then as precise as the spread, not as the mean.
-    center = (values.sum(axis=0, dtype=np.float64) / max(len(values), 1)).astype(np.float32)
-    values -= center
-    return np.concatenate(kept_ids), values, center
 
 
 def _comparable(values: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:

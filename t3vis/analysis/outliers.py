@@ -1,5 +1,7 @@
 """Outliers: examples far from all others, or from those of their class, in the space of the hidden states."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,8 +11,8 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.stats import rankdata
 
 from t3vis.analysis.nearest import Neighbours
-from t3vis.analysis.separability import class_geometry
-from t3vis.analysis.states import CHUNK_SIZE, StatesLike, check_states_and_labels, state_chunks
+from t3vis.analysis.separability import ClassSums, class_sums, number_of_classes
+from t3vis.analysis.states import CHUNK_SIZE, StatesLike, state_chunks
 from t3vis.errors import AnalysisError
 
 
@@ -150,35 +152,70 @@ def mahalanobis(
     >>> own.round(3)
     array([1.027, 0.587, 0.   , 1.613])
     """
+    check_shrinkage(shrinkage)
+    sums = class_sums(states, labels, n_classes=number_of_classes(labels), chunk_size=chunk_size)
+    products = residual_products(states, labels, sums.means, chunk_size=chunk_size)
+    return Whitening.of(sums, products, shrinkage=shrinkage).distances(states, labels, chunk_size=chunk_size)
+
+
+def check_shrinkage(shrinkage: float) -> None:
+    """Raise `AnalysisError` unless it is a share."""
     if not 0 <= shrinkage <= 1:
         raise AnalysisError(f"shrinkage is {shrinkage} but must be in [0, 1].")
-    check_states_and_labels(states, labels)
-    geometry = class_geometry(states, labels, chunk_size=chunk_size)
-    nearest, own = np.full(len(labels), np.nan), np.full(len(labels), np.nan)
-    present = np.flatnonzero(geometry.counts)
-    if not len(present):
-        return nearest, own
-    hidden = states.shape[1]
-    covariance = np.zeros((hidden, hidden))
+
+
+def residual_products(
+    states: StatesLike, labels: NDArray[np.integer], means: NDArray[np.float64], *, chunk_size: int = CHUNK_SIZE
+) -> NDArray[np.float64]:
+    """Sum over labelled examples of the products of their differences from their class mean, shape (hidden, hidden)."""
+    products = np.zeros((states.shape[1], states.shape[1]))
     for rows, values, seen in state_chunks(states, chunk_size=chunk_size):
         known = seen & (labels[rows] >= 0)
-        residuals = values[known] - geometry.means[labels[rows][known]]
-        covariance += residuals.T @ residuals
-    covariance /= geometry.counts.sum()
-    spread = np.trace(covariance) / hidden or 1.0  # where no example differs from its class mean
-    covariance = (1 - shrinkage) * covariance + max(shrinkage, 1e-12) * spread * np.eye(hidden)
-    factor = cholesky(covariance, lower=True)
-    means = solve_triangular(factor, geometry.means.T, lower=True).T
-    for rows, values, seen in state_chunks(states, chunk_size=chunk_size):
-        whitened = solve_triangular(factor, values[seen].T.astype(np.float64), lower=True).T
-        squares = np.einsum("nd,nd->n", whitened, whitened)[:, np.newaxis]
-        apart = squares - 2 * whitened @ means[present].T + (means[present] ** 2).sum(axis=1)
-        at = rows.start + np.flatnonzero(seen)
-        nearest[at] = np.sqrt(np.maximum(apart.min(axis=1, initial=np.inf), 0))
-        labelled = labels[at] >= 0
-        differences = whitened[labelled] - means[labels[at][labelled]]
-        own[at[labelled]] = np.linalg.norm(differences, axis=1)
-    return nearest, own
+        residuals = values[known] - means[labels[rows][known]]
+        products += residuals.T @ residuals
+    return products
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """A space in which Mahalanobis distances are Euclidean ones."""
+
+    factor: NDArray[np.float64]
+    """Shape (hidden, hidden): lower factor of the covariance."""
+    means: NDArray[np.float64]
+    """Shape (n_classes, hidden): the class means in this space."""
+    present: NDArray[np.intp]
+    """Classes that have an example."""
+
+    @classmethod
+    def of(cls, sums: ClassSums, products: NDArray[np.float64], *, shrinkage: float = 1e-3) -> Whitening:
+        """The space of the classes whose sums and `residual_products` these are."""
+        hidden = len(products)
+        covariance = products / max(sums.counts.sum(), 1)
+        spread = np.trace(covariance) / hidden or 1.0  # where no example differs from its class mean
+        covariance = (1 - shrinkage) * covariance + max(shrinkage, 1e-12) * spread * np.eye(hidden)
+        factor = cholesky(covariance, lower=True)
+        means = solve_triangular(factor, sums.means.T, lower=True).T
+        return cls(factor, means, np.flatnonzero(sums.counts))
+
+    def distances(
+        self, states: StatesLike, labels: NDArray[np.integer], *, chunk_size: int = CHUNK_SIZE
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Distances of examples to the nearest class mean and to that of their class, as `mahalanobis` has them."""
+        nearest, own = np.full(len(labels), np.nan), np.full(len(labels), np.nan)
+        if not len(self.present):
+            return nearest, own
+        of_present = self.means[self.present]
+        for rows, values, seen in state_chunks(states, chunk_size=chunk_size):
+            whitened = solve_triangular(self.factor, values[seen].T.astype(np.float64), lower=True).T
+            squares = np.einsum("nd,nd->n", whitened, whitened)[:, np.newaxis]
+            apart = squares - 2 * whitened @ of_present.T + (of_present**2).sum(axis=1)
+            at = rows.start + np.flatnonzero(seen)
+            nearest[at] = np.sqrt(np.maximum(apart.min(axis=1, initial=np.inf), 0))
+            labelled = labels[at] >= 0
+            differences = whitened[labelled] - self.means[labels[at][labelled]]
+            own[at[labelled]] = np.linalg.norm(differences, axis=1)
+        return nearest, own
 
 
 def relative_rank(values: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Maps of hidden states in two dimensions: PCA, t-SNE by openTSNE, UMAP where it is installed.
+"""Maps of hidden states in two dimensions: t-SNE by openTSNE, UMAP where it is installed.
 
 A t-SNE map is made of the graph of nearest neighbours and of a start: the first two principal components for the
 first map, the last map for one that is to be compared with it.
@@ -21,34 +21,16 @@ from scipy.linalg import orthogonal_procrustes
 
 from t3vis.analysis.nearest import Progress
 from t3vis.analysis.neighbours import NeighbourGraph, nearest_in
-from t3vis.analysis.states import StatesLike, check_states
+from t3vis.analysis.principal_axes import principal_axes
+from t3vis.analysis.states import StatesLike
 from t3vis.errors import AnalysisError
 
-CHUNK_SIZE = 65_536
-"""Examples read at a time: at 384 values of float32, 100 MB."""
 START_SCALE = 1e-4
 """Standard deviation of a start along its first axis, as in openTSNE."""
 MIN_EXAMPLES = 4
 """Fewer points make no map: t-SNE of three is a triangle, whatever they are."""
 REPORT_EVERY = 10
 """Iterations between two calls of a callback."""
-
-
-@dataclass(frozen=True, eq=False)
-class PrincipalAxes:
-    """The directions of largest variance."""
-
-    mean: NDArray[np.float64]
-    """Shape (hidden,)."""
-    axes: NDArray[np.float64]
-    """Shape (n_components, hidden), orthonormal; the entry of largest absolute value of each is positive."""
-    explained: NDArray[np.float64]
-    """Shape (n_components,): share of the variance along each axis, in [0, 1]."""
-
-    def coordinates(self, states: StatesLike) -> NDArray[np.float64]:
-        """States along the axes, shape (n_examples, n_components), read a chunk at a time."""
-        placed = [(states[chunk] - self.mean) @ self.axes.T for chunk in _chunks(states.shape[0])]
-        return np.concatenate(placed) if placed else np.empty((0, len(self.axes)))
 
 
 @dataclass(frozen=True)
@@ -98,58 +80,6 @@ class TSNEMap:
 
 Callback = Callable[[int, int, float], bool | None]
 """Called with the iterations done, those planned and the KL divergence; true stops the optimization."""
-
-
-def principal_axes(states: StatesLike, *, n_components: int = 2) -> PrincipalAxes:
-    """Principal components, exact, read a chunk of examples at a time.
-
-    Parameters
-    ----------
-    states
-        Shape (n_examples, hidden), finite.
-    n_components
-        How many; in ``[1, hidden]``.
-
-    Raises
-    ------
-    AnalysisError
-        If `states` is not two-dimensional or not finite, holds no example, or has fewer columns than components.
-
-    Notes
-    -----
-    The eigenvectors of the covariance, which is summed up in float64 about the mean of the first chunk.
-
-    Examples
-    --------
-    >>> axes = principal_axes(np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0], [2.0, 1.0]]))
-    >>> axes.explained
-    array([0.8, 0.2])
-    >>> axes.coordinates(np.array([[2.0, 0.5]])).round(9)
-    array([[1., 0.]])
-    """
-    n_examples, hidden = states.shape
-    if n_examples == 0 or not 1 <= n_components <= hidden:
-        raise AnalysisError(
-            f"states has shape {tuple(states.shape)}, too little for {n_components} principal components; pass at "
-            "least one example, and no fewer columns than components."
-        )
-    shift = np.zeros(hidden)
-    total, products = np.zeros(hidden), np.zeros((hidden, hidden))
-    for chunk in _chunks(n_examples):
-        check_states(states[chunk])
-        rows = states[chunk].astype(np.float64)
-        if chunk.start == 0:
-            shift = rows.mean(axis=0)
-        rows -= shift
-        total += rows.sum(axis=0)
-        products += rows.T @ rows
-    mean = total / n_examples
-    variances, vectors = np.linalg.eigh(products / n_examples - np.outer(mean, mean))
-    variances = np.maximum(variances[::-1], 0)
-    axes = vectors.T[::-1][:n_components]
-    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, np.newaxis], axis=1)
-    explained = variances[:n_components] / (variances.sum() or 1)
-    return PrincipalAxes(shift + mean, axes * np.sign(largest), explained)
 
 
 def pca_start(states: StatesLike, *, seed: int = 0) -> NDArray[np.float64]:
@@ -482,7 +412,3 @@ class _Searchable(PrecomputedNeighbors):  # type: ignore[misc]  # openTSNE has n
     def query(self, query: NDArray[np.floating], k: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         indices, distances = nearest_in(query, self._landmarks, k=k, progress=self._progress)
         return indices, distances.astype(np.float64)
-
-
-def _chunks(n_examples: int) -> list[slice]:
-    return [slice(start, min(start + CHUNK_SIZE, n_examples)) for start in range(0, n_examples, CHUNK_SIZE)]

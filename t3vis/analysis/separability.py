@@ -1,5 +1,7 @@
 """Separability: how well the classes of a task lie apart in the hidden states of one layer."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -313,15 +315,8 @@ def class_geometry(states: StatesLike, labels: NDArray[np.integer], *, chunk_siz
     >>> found.means.ravel(), found.within, found.between
     (array([ 1., 10.]), 1.0, 20.25)
     """
-    check_states_and_labels(states, labels)
-    n_classes = max(int(labels.max(initial=-1)) + 1, 1)
-    counts, sums = np.zeros(n_classes, dtype=np.int64), np.zeros((n_classes, states.shape[1]))
-    for rows, values, seen in state_chunks(states, chunk_size=chunk_size):
-        known = seen & (labels[rows] >= 0)
-        one_hot = np.eye(n_classes)[labels[rows][known]]
-        counts += one_hot.sum(axis=0).astype(np.int64)
-        sums += one_hot.T @ values[known]
-    means = sums / np.maximum(counts, 1)[:, np.newaxis]
+    sums = class_sums(states, labels, n_classes=number_of_classes(labels), chunk_size=chunk_size)
+    n_classes, counts, means = len(sums.counts), sums.counts, sums.means
     radii, squares = np.zeros(n_classes), 0.0
     for rows, values, seen in state_chunks(states, chunk_size=chunk_size):
         known = seen & (labels[rows] >= 0)
@@ -330,7 +325,7 @@ def class_geometry(states: StatesLike, labels: NDArray[np.integer], *, chunk_siz
         radii += np.bincount(own, weights=distances, minlength=n_classes)
         squares += float((distances**2).sum())
     n_known = max(int(counts.sum()), 1)
-    overall = sums.sum(axis=0) / n_known
+    overall = sums.totals.sum(axis=0) / n_known
     present = counts > 0
     return ClassGeometry(
         counts=counts,
@@ -339,6 +334,48 @@ def class_geometry(states: StatesLike, labels: NDArray[np.integer], *, chunk_siz
         between=float((counts * ((means - overall) ** 2).sum(axis=1)).sum()) / n_known,
         davies_bouldin=_davies_bouldin(means[present], radii[present] / counts[present]),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class ClassSums:
+    """Number and sum of the states of each class; those of parts of the examples add up."""
+
+    counts: NDArray[np.int64]
+    """Shape (n_classes,)."""
+    totals: NDArray[np.float64]
+    """Shape (n_classes, hidden)."""
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """Shape (n_classes, hidden); zero where there is no example."""
+        return self.totals / np.maximum(self.counts, 1)[:, np.newaxis]
+
+    def __add__(self, other: ClassSums) -> ClassSums:
+        return ClassSums(self.counts + other.counts, self.totals + other.totals)
+
+
+def number_of_classes(labels: NDArray[np.integer]) -> int:
+    """One more than the largest label, at least 1."""
+    return max(int(labels.max(initial=-1)) + 1, 1)
+
+
+def class_sums(
+    states: StatesLike, labels: NDArray[np.integer], *, n_classes: int, chunk_size: int = CHUNK_SIZE
+) -> ClassSums:
+    """Sum up the states of each class; shapes as in `class_geometry`.
+
+    Raises
+    ------
+    AnalysisError
+        If the shapes disagree.
+    """
+    check_states_and_labels(states, labels)
+    sums = ClassSums(np.zeros(n_classes, dtype=np.int64), np.zeros((n_classes, states.shape[1])))
+    for rows, values, seen in state_chunks(states, chunk_size=chunk_size):
+        known = seen & (labels[rows] >= 0)
+        one_hot = np.eye(n_classes)[labels[rows][known]]
+        sums += ClassSums(one_hot.sum(axis=0).astype(np.int64), one_hot.T @ values[known])
+    return sums
 
 
 def mean_state(states: StatesLike, *, chunk_size: int = CHUNK_SIZE) -> NDArray[np.float32]:

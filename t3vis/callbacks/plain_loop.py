@@ -24,6 +24,7 @@ from t3vis.callbacks.capture import Layers, Pooling
 from t3vis.callbacks.examples import TextColumns
 from t3vis.callbacks.gates import GateGradients
 from t3vis.callbacks.hooks import Capture, called_module
+from t3vis.callbacks.processes import ALONE
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
 from t3vis.callbacks.tasks import NamedTask
@@ -125,6 +126,7 @@ class Recorder:
             start_step=global_step,
             resume=resume,
             overwrite=overwrite,
+            place=ALONE,
             train_dataset=dataset,
         )
         self._capture = Capture(inner, self._receive, hidden_states=hidden_states is not None)

@@ -34,7 +34,7 @@ from t3vis.callbacks.probes import (
     undisturbed,
     what_is_probed,
 )
-from t3vis.callbacks.processes import on_first_process, wait_for_all
+from t3vis.callbacks.processes import on_first_process, place_of, wait_for_all
 from t3vis.callbacks.session import Session
 from t3vis.callbacks.settings import Settings
 from t3vis.callbacks.splits import size_of
@@ -101,6 +101,9 @@ class RecorderCallback(TrainerCallback):
     keep_epochs
         Keep the hidden states of so many last epochs (and evaluations, and probes) only, for want of disk; all else is
         kept of every epoch. ``None`` keeps them all.
+    shared
+        Whether all processes of the training see ``path``. If not, those of each machine record to a run of their own,
+        which holds the examples that they saw, and ``t3vis merge`` makes one run of these.
     probe
         A dataset, or ``"train"`` for the training set, of which a pass in eval mode is recorded between the steps of
         the training, as the split ``probe``; nothing of the training is disturbed. One of its own is numbered by its
@@ -137,6 +140,7 @@ class RecorderCallback(TrainerCallback):
         compression: Compression = None,
         durability: Durability = "process",
         keep_epochs: int | None = None,
+        shared: bool = True,
         probe: Any = None,
         probe_at: Sequence[ProbeAt] = ("begin", "epoch", "end"),
     ) -> None:
@@ -146,6 +150,7 @@ class RecorderCallback(TrainerCallback):
         self._settings = Settings(
             hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage, heads, task
         )
+        self._shared = shared
         self._probe = None if probe is None else Probe(probe, probe_at)
         self._probed: Any = None  # the dataset of the probe in this training
         self._probed_step: int | None = None  # of the model that was probed last
@@ -420,11 +425,12 @@ class RecorderCallback(TrainerCallback):
             self._session.finish()  # a restart with a smaller batch: nothing may be sealed behind its back
             wait_for_all(self._trainer)  # the run is not gone on with while another process still writes it
         self._capture = self._captured = None
+        place = place_of(self._trainer, self._first_path, shared=self._shared)
         if self._has_trained and start_step == 0:
-            self.path = on_first_process(self._trainer, lambda: _free_path(self._first_path))
+            self.path = on_first_process(self._trainer, lambda: _free_path(self._first_path), place)
             self._began = self._has_trained = False
         elif settings.resume and start_step == 0 and not self._training:
-            on_first_process(self._trainer, self._check_nothing_trained)
+            on_first_process(self._trainer, self._check_nothing_trained, place)
         session = Session(
             self._trainer,
             self.path,
@@ -432,6 +438,7 @@ class RecorderCallback(TrainerCallback):
             start_step=start_step,
             resume=settings.resume or self._began,
             overwrite=settings.overwrite and not self._began,
+            place=place,
             train_dataset=train_dataset,
         )
         self._began = True

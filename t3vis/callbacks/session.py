@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate.utils import extract_model_from_parallel
 from transformers import Trainer
@@ -24,7 +24,7 @@ from t3vis.callbacks.examples import is_readable, text_columns, write_examples, 
 from t3vis.callbacks.forward_pass import BeforeBackward, ForwardPass, row_shapes
 from t3vis.callbacks.gates import GateGradients
 from t3vis.callbacks.host_copies import HostCopies
-from t3vis.callbacks.processes import on_first_process, wait_for_all
+from t3vis.callbacks.processes import Place, on_first_process, wait_for_all
 from t3vis.callbacks.scales import OwnLoss, own_loss
 from t3vis.callbacks.settings import Settings
 from t3vis.callbacks.splits import free_name, label_smoothing, size_of, split_attributes, split_name
@@ -34,6 +34,8 @@ from t3vis.store import schema
 from t3vis.store.writer import create_run, join_run
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Session:
         Optimizer steps completed when training begins, ``None`` where only evaluations are recorded.
     resume, overwrite
         What to do with a run that is there; see ``create_run``.
+    place
+        Which processes write the run.
     train_dataset
         What is trained on, ``None`` where only evaluations are recorded.
 
@@ -73,13 +77,15 @@ class Session:
         start_step: int | None,
         resume: bool,
         overwrite: bool,
+        place: Place,
         train_dataset: Any = None,
     ) -> None:
         self.trainer: Trainer = weakref.proxy(trainer)  # the Trainer holds the recorder: no circle of references
         self.path = path
         self._settings = settings
         self.task: Task | None = settings.task or task_of_model(extract_model_from_parallel(trainer.model))
-        self._is_first_rank = trainer.args.process_index == 0
+        self._place = place
+        self._is_first_rank = place.rank == 0
         self._training: OpenPass | None = None
         self._evaluation: OpenPass | None = None
         self._evaluation_sets: dict[tuple[str, int], tuple[str, Any]] = {}  # keeps the dataset: its id() stays its own
@@ -92,13 +98,15 @@ class Session:
         self.to_come: Sequence[tuple[int, int]] = ()  # examples and passes beside those of training and evaluation
         self._warned = False
         self._said: set[str] = set()
-        on_first_process(
-            self.trainer, lambda: self._create(train_dataset, start_step, resume=resume, overwrite=overwrite)
-        )
+        self._first(lambda: self._create(train_dataset, start_step, resume=resume, overwrite=overwrite))
         if not self._is_first_rank:
-            self._writer = join_run(path, rank=trainer.args.process_index, n_ranks=trainer.args.world_size)
+            self._writer = join_run(path, rank=place.rank, n_ranks=place.n_ranks)
         if train_dataset is not None:
             self._enter_train(train_dataset)
+
+    def _first(self, work: Callable[[], T]) -> T:
+        """What the first of the processes that write this run does, and tells the others."""
+        return on_first_process(self.trainer, work, self._place)
 
     # The run and its splits
 
@@ -146,11 +154,19 @@ class Session:
             resume=resume,
             overwrite=overwrite,
             options=self._settings.storage,
-            n_ranks=self.trainer.args.world_size,
+            n_ranks=self._place.n_ranks,
         )
 
     def _check_resumable(self, train_dataset: Any) -> None:
-        known = schema.run_attributes(self.path)["recorder"]
+        attributes = schema.run_attributes(self.path)
+        known, part = attributes["recorder"], attributes.get("part", {})
+        expected_ranks = self._place.attributes().get("part", {}).get("ranks")
+        if part.get("ranks") != expected_ranks:
+            raise ConfigurationError(
+                f"{self.path} was recorded by processes {part.get('ranks', 'that all saw it')}, found "
+                f"{expected_ranks or 'processes that all see it'}; go on with as many processes, placed in the same "
+                "way, and with the same shared=, or record to another path."
+            )
         if known != self._settings.attributes():
             raise ConfigurationError(
                 f"{self.path} was recorded with {known}, found {self._settings.attributes()}; go on with the same "
@@ -170,7 +186,7 @@ class Session:
 
     def _enter_train(self, dataset: Any) -> None:
         try:
-            on_first_process(self.trainer, lambda: self._enter("train", "train", dataset))
+            self._first(lambda: self._enter("train", "train", dataset))
         except Exception as error:
             self.abandon()
             if isinstance(error, ConfigurationError):
@@ -252,7 +268,7 @@ class Session:
         if key not in self._evaluation_sets:
             taken = {name for name, _ in self._evaluation_sets.values()}
             wanted = split_name(prefix) if is_readable(dataset) else free_name(split_name(prefix), taken)
-            name = on_first_process(self.trainer, lambda: self._enter(wanted, "eval", dataset, of_split))
+            name = self._first(lambda: self._enter(wanted, "eval", dataset, of_split))
             self._evaluation_sets[key] = name, dataset
             self._n_examples[name] = size_of(dataset)
         name, _ = self._evaluation_sets[key]
@@ -475,4 +491,5 @@ class Session:
             "training_arguments": provenance.training_arguments(self.trainer.args),
             "recorder": self._settings.attributes(),
             "versions": provenance.library_versions(),
+            **self._place.attributes(),
         }

@@ -1,4 +1,4 @@
-"""The commands that check, mend, shrink and copy a run."""
+"""The commands that check, mend, shrink, merge and copy a run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from t3vis.commands.arguments import Commands, add_command
 from t3vis.commands.output import progress_bar, size_of
 from t3vis.errors import StoreError
 from t3vis.store.compact import compact
+from t3vis.store.merge import merge_parts
 from t3vis.store.push import push
 from t3vis.store.repair import repair
 from t3vis.store.verify import verify
 
 
 def add(commands: Commands) -> None:
-    """Declare ``verify``, ``repair``, ``compact`` and ``push``."""
+    """Declare ``verify``, ``repair``, ``compact``, ``merge`` and ``push``."""
     verify_ = add_command(
         commands,
         "verify",
@@ -60,6 +61,18 @@ def add(commands: Commands) -> None:
         "--drop-layers", type=int, nargs="+", default=(), metavar="L", help="hidden states to leave out"
     )
     compact_.add_argument("--keep-epochs", type=int, nargs="+", metavar="E", help="epochs to keep, by number")
+
+    merge_ = add_command(
+        commands,
+        "merge",
+        _merge,
+        "make one run of the parts that the machines of a training without a common disk recorded",
+        "t3vis merge node0/demo.zarr s3://bucket/node1.zarr --into runs/demo.zarr",
+    )
+    merge_.add_argument(
+        "parts", nargs="+", metavar="PART", help="path of a run that was recorded with shared=False, or URL of a copy"
+    )
+    merge_.add_argument("--into", type=Path, required=True, metavar="RUN", help="where the run goes; nothing is there")
 
     push_ = add_command(
         commands,
@@ -115,6 +128,14 @@ def _compact(options: argparse.Namespace) -> None:
         )
     before, after = size_of(options.run), size_of(options.out)
     print(f"{options.out}: {after:,} bytes, {after / before:.0%} of the {before:,} of {options.run}")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    with progress_bar("merge", " passes") as progress:
+        merged = merge_parts(options.parts, options.into, progress=progress)
+    counts = [f"{len(passes)} of {name}" for name, passes in merged.items()]
+    counts[:1] = [f"{len(passes)} passes of {name}" for name, passes in list(merged.items())[:1]]
+    print(f"{options.into}: {', '.join(counts) or 'no passes'}, of {len(options.parts)} parts")
 
 
 def _push(options: argparse.Namespace) -> None:

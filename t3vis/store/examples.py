@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from t3vis.store import schema
 from t3vis.store.layout import RowLayout, row_layout
 from t3vis.store.sealed import SealedArray, open_sealed
-from t3vis.store.shard import Codec, write_rows
+from t3vis.store.shard import Codec
+from t3vis.store.streamed import StreamedRows
 
 ZSTD_LEVEL = 1
 
@@ -163,26 +164,28 @@ class _StreamedArray:
         self._dtype, self._trailing = like.dtype, like.shape[1:]
         row_bytes = like.dtype.itemsize * int(np.prod(like.shape[1:], dtype=np.int64))
         self._layout: RowLayout = row_layout(row_bytes, n_rows)
-        self._pending: list[NDArray[Any]] = []
-        self._n_pending = self._n_rows = 0
-        self.checksums: dict[Path, int] = {}
+        self._n_rows = 0
         self._hash = hashlib.blake2b(str((like.dtype.str, like.shape[1:])).encode(), digest_size=16)
+        self._rows: StreamedRows | None = None
+        if path is not None:
+            self._rows = StreamedRows(path, self._layout, like, fill, _zstd_encoder() if zstd else None)
         self._write_metadata()
+
+    @property
+    def checksums(self) -> dict[Path, int]:
+        """The crc32c of each shard."""
+        return {} if self._rows is None else self._rows.checksums
 
     def append(self, rows: NDArray[Any]) -> None:
         rows = np.ascontiguousarray(rows, self._dtype)
         self._hash.update(rows.tobytes())
         self._n_rows += len(rows)
-        if self._path is None:
-            return
-        self._pending.append(rows)
-        self._n_pending += len(rows)
-        if self._n_pending >= self._layout.shard_rows:
-            full = self._n_pending // self._layout.shard_rows * self._layout.shard_rows
-            self._write(full)
+        if self._rows is not None:
+            self._rows.append(rows)
 
     def close(self) -> bytes:
-        self._write(self._n_pending)
+        if self._rows is not None:
+            self._rows.close()
         self._write_metadata()
         return self._hash.digest()
 
@@ -201,17 +204,6 @@ class _StreamedArray:
             codecs=(zstd,) if self._zstd else (),
         )
         schema.write_metadata(self._path, metadata)
-
-    def _write(self, count: int) -> None:
-        """Write the first ``count`` pending rows as shards of their own, the rest stays pending."""
-        if not count or self._path is None:
-            return
-        rows = np.concatenate(self._pending)
-        first_shard = (self._n_rows - self._n_pending) // self._layout.shard_rows
-        codec = _zstd_encoder() if self._zstd else None
-        self.checksums |= write_rows(self._path, (), rows[:count], self._layout, self._fill, codec, first_shard)
-        self._pending = [rows[count:]]
-        self._n_pending -= count
 
 
 def _zstd_encoder() -> Codec:

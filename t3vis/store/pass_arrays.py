@@ -22,6 +22,8 @@ from t3vis.store.segments import Merge
 from t3vis.store.shard import write_rows
 from t3vis.store.storage import as_path
 
+GATHERED_BYTES = 512 << 20
+"""Of a layer that is larger so much is put in order at a time, and the segments are read as many times."""
 _TYPICAL_LENGTH = 64  # values of a ragged row; where there are more, there are more shards
 
 
@@ -31,6 +33,15 @@ class Piece:
 
     name: str
     layer: int = 0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one layer of an array, from row ``start`` on, which begins a shard."""
+
+    layer: int
+    start: int
+    rows: NDArray[Any]
 
 
 @dataclass
@@ -71,7 +82,8 @@ class PassArrays:
             if spec.is_ragged:
                 self._write_ragged(spec, written)
             elif layers:
-                self._write_layers(spec, self._merged.n_examples, self._gathered(spec, layers), written)
+                array = self._array(spec, self._merged.n_examples)
+                self._write_parts(array, self._gathered(spec, layers, array), written)
         return written
 
     def cover(self, written: Written) -> None:
@@ -89,34 +101,42 @@ class PassArrays:
                 if file.is_file() and file.relative_to(self._split).as_posix() not in written.checksums:
                     file.unlink()  # of a sealer that died, which had seen other segments
 
-    def _gathered(self, spec: schema.ArraySpec, layers: Sequence[int]) -> Iterator[tuple[int, NDArray[Any]]]:
-        trailing, rows = self._row_shapes[spec.name][len(spec.leading) :], None
+    def _gathered(self, spec: schema.ArraySpec, layers: Sequence[int], array: SealedArray) -> Iterator[_Part]:
+        """Each layer by as many whole shards as fit the memory that sealing may take."""
+        trailing, n_examples, rows = array.trailing, self._merged.n_examples, None
+        shard_bytes = array.layout.shard_rows * array.dtype.itemsize * int(np.prod(trailing, dtype=np.int64))
+        size = array.layout.shard_rows * max(GATHERED_BYTES // max(shard_bytes, 1), 1)
         for layer in layers:
-            rows = self._merged.gather(spec.name, trailing, layer, out=rows)
-            yield layer, rows
+            for start in range(0, max(n_examples, 1), size):
+                examples = range(start, min(start + size, n_examples))
+                found = self._merged.gather(spec.name, trailing, layer, examples=examples, out=rows)
+                rows = found if rows is None else rows
+                yield _Part(layer, start, found)
 
     def _write_ragged(self, spec: schema.ArraySpec, written: Written) -> None:
         if not schema.node_exists(self._split / spec.name):
             schema.write_metadata(self._split / spec.name, schema.group_metadata(self._said_of(spec)))
         ragged = self._merged.gather_ragged(spec.name)
         for part, rows in zip(spec.parts, (ragged.values, ragged.offsets), strict=True):
-            self._write_layers(part, len(rows), iter([(0, rows)]), written)
+            self._write_parts(self._array(part, len(rows)), iter([_Part(0, 0, rows)]), written, n_rows=len(rows))
 
-    def _write_layers(
-        self, spec: schema.ArraySpec, n_rows: int, layers: Iterator[tuple[int, NDArray[Any]]], written: Written
+    def _write_parts(
+        self, array: SealedArray, parts: Iterator[_Part], written: Written, *, n_rows: int | None = None
     ) -> None:
-        array = self._array(spec, n_rows)
         path = as_path(array.path)
         encode = encoder(compression_of(path, schema.read_metadata(path)), array.dtype)
-        for layer, rows in layers:
-            leading = (self._index, layer) if array.row_axis > 1 else (self._index,)
+        for part in parts:
+            leading = (self._index, part.layer) if array.row_axis > 1 else (self._index,)
             folder = path.joinpath("c", *map(str, leading))
-            shutil.rmtree(folder, ignore_errors=True)
-            files = write_rows(path, leading, rows, array.layout, array.fill, encode)
+            if part.start == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            first_shard = part.start // array.layout.shard_rows
+            files = write_rows(path, leading, part.rows, array.layout, array.fill, encode, first_shard)
             written.checksums |= {file.relative_to(self._split).as_posix(): crc for file, crc in files.items()}
             if self._options.durability == "fsync":
                 sync_tree(folder, self._run)
-        written.n_rows[spec.name] = n_rows
+        name = path.relative_to(self._split).as_posix()
+        written.n_rows[name] = self._merged.n_examples if n_rows is None else n_rows
 
     def _array(self, spec: schema.ArraySpec, n_rows: int) -> SealedArray:
         """The sealed array of that name, which is made if there is none."""

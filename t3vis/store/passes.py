@@ -75,6 +75,12 @@ class PassReader:
         self.kind: schema.SplitKind = self.attributes["kind"]
 
     @property
+    def run_location(self) -> str:
+        """Absolute path or URL of the run."""
+        path = self._run_path
+        return str(path.resolve() if isinstance(path, Path) else path)
+
+    @property
     def attributes(self) -> dict[str, Any]:
         """What the split says of itself."""
         attributes: dict[str, Any] = schema.read_metadata(self.path)["attributes"]

@@ -25,6 +25,8 @@ from t3vis.store.segments import split_names
 from t3vis.store.storage import locate
 
 if TYPE_CHECKING:
+    from dask.array import Array
+
     from t3vis.viewer.notebook import View
 
 
@@ -134,6 +136,18 @@ class Split:
         self._check_recorded(name, is_ragged=True)
         return RaggedRunArray(self._reader, name)
 
+    def to_dask(self, name: str) -> Array:
+        """One of ``arrays`` as a Dask array, of all passes, chunked as its shards are; read where it is computed.
+
+        Raises
+        ------
+        StoreError
+            If nothing of that name has been recorded, a pass is not sealed yet, or Dask is not installed.
+        """
+        from t3vis.store.dask_arrays import dask_array  # an extra
+
+        return dask_array(self, name)
+
     @property
     def labels(self) -> NDArray[Any]:
         """Gold labels.
@@ -149,6 +163,15 @@ class Split:
             if self._reader.has(name):
                 return self._first_seen(name)
         return np.full(self.n_examples, -1, np.int64)
+
+    def label(self, example_id: int) -> Any:
+        """Gold label of one example, as ``labels`` has it; the others are not read."""
+        for name in ("labels", "targets"):
+            static = static_array(self.path, name)
+            if static is not None:
+                row = static.row((), example_id)
+                return row if row.shape else row[()]
+        return self.labels[example_id]
 
     @property
     def length(self) -> NDArray[Any]:
@@ -190,9 +213,8 @@ class Split:
         if not 0 <= example_id < n_examples:
             raise IndexError(f"example {example_id} of {self.name}, which has {n_examples}")
         ids = self.token_ids
-        labels, names = self.labels, self.class_names
-        label = labels[example_id]
-        known = labels.ndim == 1 and names is not None and 0 <= label < len(names)
+        label, names = self.label(example_id), self.class_names
+        known = np.ndim(label) == 0 and names is not None and 0 <= label < len(names)
         return Example(
             example_id=example_id,
             text={column: texts[example_id] for column, texts in self.text.items()},
@@ -411,6 +433,19 @@ class Run:
             causes = {attempt["first_error"] for attempt in attempts if attempt["first_error"]}
             lines.append(f"{self.missing_rows:,} rows could not be recorded: {'; '.join(sorted(causes))}")
         return "\n".join(lines)
+
+    def to_dask(self) -> dict[str, dict[str, Array]]:
+        """All arrays of all splits as Dask arrays, by split and name; the ragged ones are left out.
+
+        Their chunks are the shards, one pass and layer each, so that no shard is read twice. Nothing is read before
+        they are computed; who computes them has to find the run at the same path or URL.
+
+        Raises
+        ------
+        StoreError
+            If a pass is not sealed yet, or Dask is not installed.
+        """
+        return {name: {array: split.to_dask(array) for array in split.arrays} for name, split in self.splits.items()}
 
     def view(self, *, height: int = 800, host: str = "localhost", port: int = 0) -> View:
         """Show the viewer in a notebook; what is selected there comes back as ``.selected``.

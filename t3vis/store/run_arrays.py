@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -11,7 +12,9 @@ from numpy.typing import DTypeLike, NDArray
 from t3vis.store import schema
 from t3vis.store.indexing import orthogonal
 from t3vis.store.passes import PassReader
+from t3vis.store.sealed import HeldShards
 from t3vis.store.shard import room
+from t3vis.store.storage import locate
 
 
 class _OverPasses:
@@ -76,6 +79,10 @@ class RunArray(_OverPasses):
                 block = np.take(block, wanted[axis], axis)
         return block[remainder]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the run anew; there it has to lie at the same path or URL."""
+        return recorded_array, (self._reader.run_location, self._reader.name, self.name)
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
             raise ValueError(f"{self.name} is read from disk; a NumPy array of it is always a copy.")
@@ -84,6 +91,16 @@ class RunArray(_OverPasses):
     def __repr__(self) -> str:
         sizes = ", ".join(f"{dim}: {size}" for dim, size in zip(self.dims, self.shape, strict=True))
         return f"<{self.name} ({sizes}) {self.dtype}>"
+
+
+def recorded_array(location: str, split: str, name: str) -> RunArray:
+    """One array of the run at an absolute path or a URL, which is opened once in this process."""
+    return RunArray(_reader_of(location, split), name)
+
+
+@lru_cache(maxsize=16)
+def _reader_of(location: str, split: str) -> PassReader:
+    return PassReader(locate(location), split, HeldShards())
 
 
 class RaggedRunArray(_OverPasses):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ _PART_BYTES = 8 << 20  # of a segment that are in memory while it is merged
 _NO_LIMIT = int(np.iinfo(np.int64).max)
 
 RowShape = tuple[tuple[int, ...], tuple[int, ...]]
+_Source: TypeAlias = "tuple[Segment, NDArray[np.int32], NDArray[np.integer]]"
 
 
 @dataclass(frozen=True)
@@ -302,31 +303,43 @@ class Merge:
         return said
 
     def gather(
-        self, name: str, trailing: tuple[int, ...], layer: int = 0, *, out: NDArray[Any] | None = None
+        self,
+        name: str,
+        trailing: tuple[int, ...],
+        layer: int = 0,
+        *,
+        examples: range | None = None,
+        out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
         """One array (one layer of it) in order of example, shape (n_examples, *trailing).
 
         Parameters
         ----------
+        examples
+            Only these, one after another; all segments are read for each call.
         out
-            What another layer of the same array was gathered into, to be used again: memory that was never touched
-            costs more than the copying (benchmarks/bench_store.py).
+            What other rows of the same array, as many or more, were gathered into, to be used again: memory that was
+            never touched costs more than the copying (benchmarks/bench_store.py).
         """
         spec = schema.PASS_ARRAYS[name]
+        wanted = range(self.n_examples) if examples is None else examples
         if name == "visits":
-            return self.visits
+            return self.visits[wanted.start : wanted.stop]
         sources = self._sources(name)
-        if out is None:
-            out = np.empty((self.n_examples, *trailing), spec.dtype)
-            if sum(len(kept) for _, kept, _ in sources) < self.n_examples:
-                out.fill(spec.fill)
+        is_whole = len(wanted) == self.n_examples
+        if not is_whole:
+            sources = [_among(source, wanted) for source in sources]
+        out = np.empty((len(wanted), *trailing), spec.dtype) if out is None else out[: len(wanted)]
+        if sum(len(kept) for _, kept, _ in sources) < len(wanted):
+            out.fill(spec.fill)
         items = _items(out)
         step = max(_PART_BYTES // max(items.itemsize, 1), 1)
         for segment, kept, targets in sources:
             for start in range(0, segment.n_rows, step):
                 rows = range(start, min(start + step, segment.n_rows))
                 part = slice(*np.searchsorted(kept, [rows.start, rows.stop]))
-                items[targets[part]] = _items(_kept(segment.read(spec, layer, rows), kept[part] - start))
+                if part.start < part.stop:
+                    items[targets[part]] = _items(_kept(segment.read(spec, layer, rows), kept[part] - start))
         return out
 
     def gather_ragged(self, name: str) -> Ragged:
@@ -346,13 +359,20 @@ class Merge:
             values[positions(offsets[targets], rows.lengths)] = rows.values
         return Ragged(values, offsets)
 
-    def _sources(self, name: str) -> list[tuple[Segment, NDArray[np.int32], NDArray[np.integer]]]:
+    def _sources(self, name: str) -> list[_Source]:
         """Segments that have rows of an array that count: which rows, and whose."""
         return [
             (segment, kept, targets)
             for segment, kept, targets in zip(self.segments, self.kept, self.targets, strict=True)
             if len(kept) and segment.has(name)
         ]
+
+
+def _among(source: _Source, examples: range) -> _Source:
+    """The rows of a segment that are of some examples, which are counted from the first of these."""
+    segment, kept, targets = source
+    chosen = (targets >= examples.start) & (targets < examples.stop)
+    return segment, kept[chosen], targets[chosen] - examples.start
 
 
 def _items(rows: NDArray[Any]) -> NDArray[Any]:

@@ -58,7 +58,7 @@ def index_of(spans: Sequence[Span | None]) -> bytes:
     return index + checksum.to_bytes(4, "little")
 
 
-def _one_after_another(lengths: Iterable[int | None]) -> list[Span | None]:
+def one_after_another(lengths: Iterable[int | None]) -> list[Span | None]:
     """Where chunks of these lengths lie; ``None`` stands for one left out."""
     spans: list[Span | None] = []
     offset = 0
@@ -188,7 +188,7 @@ def write_rows(
     if codec is None:
         return {path: _write_plain(path, shard, layout, fill) for path, shard in zip(paths, shards, strict=True)}
     with ThreadPoolExecutor(_N_THREADS, thread_name_prefix="t3vis-shards") as pool:
-        encoded = _in_order(pool, codec, _chunks(rows, layout.chunk_rows, fill))
+        encoded = _in_order(pool, codec, chunks_of(rows, layout.chunk_rows, fill))
 
         def write_all() -> dict[Path, int]:
             return {
@@ -202,11 +202,11 @@ def write_rows(
 def _write_plain(path: Path, rows: NDArray[Any], layout: RowLayout, fill: float | int) -> int:
     """Write the rows of one shard as they are; returns the crc32c of the file."""
     n_whole = len(rows) - len(rows) % layout.chunk_rows
-    padded = list(_chunks(rows[n_whole:], layout.chunk_rows, fill))
+    padded = list(chunks_of(rows[n_whole:], layout.chunk_rows, fill))
     chunk_bytes = layout.chunk_rows * rows.itemsize * math.prod(rows.shape[1:])
     n_written = n_whole // layout.chunk_rows + len(padded)
     n_left_out = layout.chunks_per_shard - n_written
-    index = index_of(_one_after_another([chunk_bytes] * n_written + [None] * n_left_out))
+    index = index_of(one_after_another([chunk_bytes] * n_written + [None] * n_left_out))
     checked = _Checked([as_bytes(rows[:n_whole]), *padded, index])
     _write_file(path, checked, n_written * chunk_bytes)
     return checked.crc
@@ -220,7 +220,7 @@ def _write_encoded(path: Path, encoded: Iterator[bytes], n_written: int, layout:
         for chunk in islice(encoded, n_written):
             lengths.append(len(chunk))
             yield chunk
-        yield index_of(_one_after_another(lengths + [None] * (layout.chunks_per_shard - n_written)))
+        yield index_of(one_after_another(lengths + [None] * (layout.chunks_per_shard - n_written)))
 
     checked = _Checked(content())
     _write_file(path, checked, n_bytes)
@@ -271,7 +271,7 @@ def _in_order(pool: ThreadPoolExecutor, codec: Codec, chunks: Iterable[Buffer]) 
         yield first()
 
 
-def _chunks(rows: NDArray[Any], chunk_rows: int, fill: float | int) -> Iterator[Buffer]:
+def chunks_of(rows: NDArray[Any], chunk_rows: int, fill: float | int) -> Iterator[Buffer]:
     """The bytes of each chunk; the last one is padded."""
     for start in range(0, len(rows), chunk_rows):
         chunk = rows[start : start + chunk_rows]

@@ -26,7 +26,7 @@ def example(run: Run, split: Split, number: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": number,
         "text": {name: column[number] for name, column in split.text.items()},
-        "label": _plain(split.labels[number]),
+        "label": _plain(split.label(number)),
         "passes": indices,
         "tokens": _tokens(run, split, number),
     }

@@ -6,10 +6,19 @@ from typing import Any
 
 import t3vis
 from t3vis.viewer.figures import FIGURE_KINDS
+from t3vis.viewer.schemas import FIGURE_KIND, SCHEMAS, WHOLE, reference
 
-JSON = {"application/json": {"schema": {"type": "object"}}}
-BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+Content = dict[str, Any]
+
+BYTES: Content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+PARQUET: Content = {"application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}}}
+EVENTS: Content = {"text/event-stream": {"schema": {"type": "string", "description": "data of each event is a State"}}}
+
+
+def json_of(name: str) -> Content:
+    """JSON of the schema of that name."""
+    return {"application/json": {"schema": reference(name)}}
+
 
 PROBE = (
     "Ask the model: JSON of kind (attention, saliency, predict, prune, metric, importance or patterns), split, epoch, "
@@ -17,39 +26,47 @@ PROBE = (
     "same client and kind has taken its place. Bytes begin with four of the length of a JSON header, then that."
 )
 WHAT: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "/run": ("get", "The run: its model, its splits, their passes, layers and classes.", JSON),
-    "/openapi.json": ("get", "This document.", JSON),
+    "/run": ("get", "The run: its model, its splits, their passes, layers and classes.", json_of("Run")),
+    "/openapi.json": ("get", "This document.", json_of("Document")),
     "/events": (
         "get",
         "Server-sent events `state`: passes and how many examples each has seen, as they change.",
         EVENTS,
     ),
-    "/splits/{split}/columns": ("get", "The catalogue of the columns: title, kind, type, URL of the values.", JSON),
+    "/splits/{split}/columns": (
+        "get",
+        "The catalogue of the columns: title, kind, type, URL of the values.",
+        json_of("Catalogue"),
+    ),
     "/columns/{key}": (
         "get",
         "The values of a column in the order of the ids, as `dtype` of the catalogue says; 202 while computed.",
         BYTES,
     ),
-    "/splits/{split}/rows": ("get", "Texts of at most 500 examples.", JSON),
+    "/splits/{split}/rows": ("get", "Texts of at most 500 examples.", json_of("Rows")),
     "/splits/{split}/search": ("get", "Ids (int32, little-endian) of the examples that contain a text.", BYTES),
-    "/splits/{split}/examples/{number}": ("get", "One example: text, tokens, label, and what each pass saw.", JSON),
+    "/splits/{split}/examples/{number}": (
+        "get",
+        "One example: text, tokens, label, and what each pass saw.",
+        json_of("Example"),
+    ),
     "/splits/{split}/figures/{kind}": (
         "get",
         f"Figures over the passes, one of {', '.join(FIGURE_KINDS)}; 202 while they are computed.",
-        JSON,
+        json_of("Figures"),
     ),
     "/splits/{split}/parquet": (
         "post",
         "A Parquet file of the examples whose bits are set in the body; example 0 is the lowest bit of the first byte.",
-        BYTES,
+        PARQUET,
     ),
     "/splits/{split}/heads": (
         "get",
         "Importance of each attention head in one epoch as recorded, or what each attends to, as far as it is kept.",
-        JSON,
+        json_of("Heads"),
     ),
-    "/probe": ("post", PROBE, JSON | BYTES),
-    "/selection": ("post", "Tell the notebook which examples are selected; a body as for Parquet.", JSON),
+    "/probe": ("post", PROBE, json_of("Answer") | BYTES),
+    "/selection": ("post", "Tell the notebook which examples are selected; a body as for Parquet.", json_of("Nothing")),
 }
 """What each path under ``/api/v1`` does: method, summary, content of the answer."""
 
@@ -93,7 +110,8 @@ def document(paths: list[str]) -> dict[str, Any]:
                 "parameters": _parameters(path),
                 "responses": {
                     "200": {"description": "as said", "content": content},
-                    **{code: {"description": f"{said}; JSON with `error`"} for code, said in ERRORS.items()},
+                    **_not_yet(path),
+                    **{code: {"description": said, "content": json_of("Error")} for code, said in ERRORS.items()},
                 },
                 **({"requestBody": {"required": True, "content": _body(path)}} if method == "post" else {}),
             }
@@ -102,20 +120,39 @@ def document(paths: list[str]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "t3vis", "version": t3vis.__version__, "description": "Data of a recorded run."},
         "paths": described,
-        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
         "security": [{"token": []}],
     }
 
 
-def _body(path: str) -> dict[str, Any]:
-    return JSON if path == "/probe" else BYTES
+COMPUTED = ("/columns/{key}", "/splits/{split}/figures/{kind}")
+"""What may have to be computed first."""
+
+
+def _not_yet(path: str) -> dict[str, Any]:
+    if path not in COMPUTED:
+        return {}
+    return {"202": {"description": "it is being computed; ask again in a second", "content": json_of("Computing")}}
+
+
+def _body(path: str) -> Content:
+    return {"application/json": {"schema": {"type": "object"}}} if path == "/probe" else BYTES
 
 
 def _parameters(path: str) -> list[dict[str, Any]]:
     in_path = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-    of_path = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in in_path]
+    of_path = [
+        {"name": name, "in": "path", "required": True, "schema": IN_PATH.get(name, {"type": "string"})}
+        for name in in_path
+    ]
     of_query = [
         {"name": name, "in": "query", "description": said, "schema": {"type": "string"}}
         for name, said in QUERY.get(path, [])
     ]
     return [*of_path, *of_query]
+
+
+IN_PATH = {"number": WHOLE, "kind": FIGURE_KIND}

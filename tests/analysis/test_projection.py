@@ -11,8 +11,9 @@ from scipy.spatial import procrustes
 from scipy.stats import special_ortho_group
 from sklearn.decomposition import PCA
 
-from t3vis.analysis import projection
+from t3vis.analysis import principal_axes as axes_module
 from t3vis.analysis.neighbours import map_neighbours, neighbour_graph, shared
+from t3vis.analysis.principal_axes import principal_axes
 from t3vis.analysis.projection import (
     CONTINUED,
     FRESH,
@@ -23,7 +24,6 @@ from t3vis.analysis.projection import (
     pca_start,
     phases_after,
     place,
-    principal_axes,
     tsne,
     umap,
 )
@@ -61,7 +61,7 @@ def test_principal_axes_by_hand():
 
 @pytest.mark.parametrize("n_components", [1, 2, 10])
 def test_principal_axes_agree_with_scikit_learn(n_components, monkeypatch):
-    monkeypatch.setattr(projection, "CHUNK_SIZE", 37)
+    monkeypatch.setattr(axes_module, "CHUNK_SIZE", 37)
     states = clouds(300) + 50
     expected = PCA(n_components, svd_solver="full").fit(states)
     found = principal_axes(LazyStates(states), n_components=n_components)

@@ -8,7 +8,7 @@ from sklearn.manifold import trustworthiness
 
 from t3vis.analysis import neighbours
 from t3vis.analysis.neighbours import neighbour_graph
-from t3vis.analysis.projection import principal_axes
+from t3vis.analysis.principal_axes import principal_axes
 from t3vis.analysis.projection_quality import Estimate, ProjectionQuality, projection_quality
 from t3vis.errors import AnalysisError
 

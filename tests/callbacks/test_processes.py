@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 
-from t3vis import RecorderCallback, open_run
+from t3vis import ConfigurationError, RecorderCallback, StoreError, open_run
+from t3vis.cli import main
+from t3vis.store import schema
+from t3vis.store.merge import merge_parts
+from t3vis.store.passes import Pass
+from t3vis.store.push import push
+from t3vis.store.verify import verify
 from tests.callbacks.attention_models import check_heads
-from tests.callbacks.tiny import check_pass, tiny_model, tiny_rows, tiny_trainer
+from tests.callbacks.tiny import as_dataset, check_pass, tiny_model, tiny_rows, tiny_trainer
 
 
 def launch(directory: Path) -> None:
@@ -142,6 +151,107 @@ def test_probes_disturb_no_process(launched: Path) -> None:
     assert [p.step for p in split.passes] == [0, 3, 6]
     model.load_state_dict(probed["weights"])
     check_pass(split, 2, model, tiny_rows())
+
+
+def runs_of_parts(launched: Path) -> list[Path]:
+    return [launched / f"part{rank}" / "run.zarr" for rank in (0, 1)]
+
+
+def test_parts_of_two_processes_are_merged_to_what_a_common_directory_holds(launched: Path, tmp_path: Path) -> None:
+    parts = [open_run(path) for path in runs_of_parts(launched)]
+    assert [part.train.visits[0].sum() for part in parts] == [24, 24]  # each holds what its process saw
+    copy = tmp_path / "copy.zarr"
+    push(parts[1].path, str(copy))
+    passes = merge_parts([copy, parts[0].path], tmp_path / "merged.zarr")  # in any order
+    assert passes == {"train": [0, 1], "eval": [0, 1], "test": [0]}
+    merged, whole = open_run(tmp_path / "merged.zarr"), open_run(launched / "life" / "run.zarr")
+    assert verify(merged.path) == []
+    assert merged.splits.keys() == whole.splits.keys()
+    for name, split in whole.splits.items():
+        found = merged.splits[name]
+        assert (found.arrays, found.attributes) == (split.arrays, split.attributes)
+        assert [vars(one) for one in map(as_said, found.passes)] == [vars(one) for one in map(as_said, split.passes)]
+        assert found.text["text"][:] == split.text["text"][:]
+        np.testing.assert_array_equal(found.labels, split.labels)
+        for array in split.arrays:
+            np.testing.assert_array_equal(found.array(array)[:], split.array(array)[:], err_msg=f"{name} {array}")
+    attempts = {path.name for path in (merged.path / "attempts").iterdir() if path.is_dir()}
+    assert attempts == {"a0000_r0000", "a0000_r0001"}
+    assert "part" not in merged.attributes
+    assert [path for path in tmp_path.iterdir() if path.suffix == ".partial"] == []
+
+
+def as_said(record: Pass) -> SimpleNamespace:
+    """What is known of a pass, but for what tells its files apart."""
+    said = {key: value for key, value in record.attributes.items() if key != "checksums"}
+    return SimpleNamespace(**{**vars(record), "attributes": said, "_reader": None})
+
+
+def test_a_merge_that_was_interrupted_is_run_again(launched: Path, tmp_path: Path) -> None:
+    class InterruptionError(BaseException):
+        pass
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 3:
+            raise InterruptionError
+
+    parts = runs_of_parts(launched)
+    with pytest.raises(InterruptionError):
+        merge_parts(parts, tmp_path / "merged.zarr", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+    done: list[tuple[int, int]] = []
+    merge_parts(parts, tmp_path / "merged.zarr", progress=lambda *step: done.append(step))
+    assert done == [(number, 5) for number in range(1, 6)]
+
+
+def test_what_is_not_merged(launched: Path, tmp_path: Path) -> None:
+    one, other = runs_of_parts(launched)
+    into = tmp_path / "merged.zarr"
+    with pytest.raises(ConfigurationError, match=r"of 2 processes of the training, \[1\] are in none of the parts"):
+        merge_parts([one], into)
+    with pytest.raises(ConfigurationError, match="process 1 is in two of the parts"):
+        merge_parts([one, other, other], into)
+    with pytest.raises(ConfigurationError, match=r"life/run.zarr is no part of a run.*shared=False"):
+        merge_parts([one, launched / "life" / "run.zarr"], into)
+    with pytest.raises(ConfigurationError, match="no part was given"):
+        merge_parts([], into)
+    stranger = changed(other, tmp_path / "stranger.zarr", "", "part", {"training": "x", "ranks": [1], "of": 2})
+    with pytest.raises(ConfigurationError, match=r"stranger.zarr is of another training than"):
+        merge_parts([one, stranger], into)
+    differs = changed(other, tmp_path / "differs.zarr", "train", "fingerprint", "another")
+    with pytest.raises(ConfigurationError, match=r"train of .*differs.zarr has fingerprint='another'"):
+        merge_parts([one, differs], into)
+    shutil.rmtree(changed(other, tmp_path / "short.zarr", "", "created", "") / "train/commits/p0001")
+    with pytest.raises(StoreError, match=r"short.zarr holds the passes \[0\] of train, .* holds \[0, 1\]"):
+        merge_parts([one, tmp_path / "short.zarr"], into)
+    assert not into.exists()
+    into.mkdir()
+    with pytest.raises(ConfigurationError, match="already exists"):
+        merge_parts([one, other], into)
+    assert list(into.iterdir()) == []
+
+
+def changed(run: Path, copy: Path, node: str, key: str, value: object) -> Path:
+    """A copy of a run in which a node says something else."""
+    shutil.copytree(run, copy)
+    metadata = schema.read_metadata(copy / node)
+    schema.write_metadata(copy / node, {**metadata, "attributes": {**metadata["attributes"], key: value}})
+    return copy
+
+
+def test_a_part_is_not_gone_on_with_by_others(launched: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs_of_parts(launched)[1], tmp_path / "run.zarr")
+    trainer = tiny_trainer(tmp_path / "out", RecorderCallback(tmp_path / "run.zarr", resume=True))
+    with pytest.raises(ConfigurationError, match=r"was recorded by processes \[1\], found processes that all see it"):
+        trainer.evaluate(as_dataset(tiny_rows(9, seed=1)))
+
+
+def test_the_command_merges(launched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = map(str, runs_of_parts(launched))
+    assert main(["merge", one, other, "--into", str(tmp_path / "merged.zarr")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/merged.zarr: 2 passes of train, 2 of eval, 1 of test, of 2 parts\n"
+    assert main(["merge", one, "--into", str(tmp_path / "again.zarr")]) == 1
+    assert "are in none of the parts" in capsys.readouterr().err
 
 
 def test_a_loop_of_two_processes_is_refused(launched: Path) -> None:

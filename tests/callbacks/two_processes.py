@@ -60,6 +60,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def trains(directory: Path, name: str, **settings: Any) -> Any:
     recorder: dict[str, Any] = {"id_column": "number"} if isinstance(settings.get("train"), NumberedStream) else {}
     recorder |= {option: settings.pop(option, False) for option in ("resume", "heads")}
+    recorder |= {"shared": settings.pop("shared", True)}
     recorder |= {"probe": settings.pop("probe", None)}
     return tiny_trainer(
         directory / name / "out",
@@ -85,6 +86,14 @@ def lives(directory: Path) -> None:
     if refused.args.process_index == 0:
         equal = len(set(messages)) == 1 and messages[0] is not None
         (directory / "refused").write_text(f"{len(messages) if equal else 0} processes: {messages[0]}")
+
+
+def has_parts(directory: Path) -> None:
+    """What ``lives`` does at first, but each process has a directory of its own."""
+    own = f"part{torch.distributed.get_rank()}"
+    trainer = trains(directory, own, eval_dataset=held_out(), eval_strategy="epoch", shared=False)
+    trainer.train()
+    trainer.predict(held_out())
 
 
 def is_interrupted(directory: Path, name: str) -> Path:
@@ -118,6 +127,7 @@ def loops(directory: Path) -> None:
 
 def main(directory: Path) -> None:
     lives(directory)
+    has_parts(directory)
     loops(directory)
     is_probed(directory)
     for name, settings in SETTINGS.items():

@@ -473,6 +473,7 @@ def test_an_example_is_all_that_is_known_of_it(tmp_path):
     assert run.train.example(0).label_name is None
     assert "predicted: - " in repr(run.train.example(6)) or " -" in repr(run.train.example(6))
     assert run.train.labels.tolist() == [-1, 0, 1] * 3 + [-1]
+    assert [run.train.label(number) for number in range(10)] == [-1, 0, 1] * 3 + [-1]
     assert run.train.length.tolist() == list(range(10))
     assert run.train.token_ids[3].tolist() == [3, 4, 5]
     assert run.tokens([2, 0, 1]) == ["##lb", "[PAD]", "ge"]
@@ -492,6 +493,7 @@ def test_labels_and_lengths_that_the_batches_carried_are_those_first_seen(tmp_pa
         train = open_run(tmp_path).train
     unknown = -1 if name == "labels" else np.nan
     np.testing.assert_array_equal(train.labels.reshape(4), np.array([6, 8, 5, unknown]))
+    np.testing.assert_array_equal([train.label(number) for number in range(4)], train.labels)
     assert train.length.tolist() == [6, 8, 5, -1]
 
 

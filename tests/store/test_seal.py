@@ -30,6 +30,27 @@ def test_sealing_moves_rows_into_the_order_of_the_examples(tmp_path):
         np.testing.assert_array_equal(group[name][...], expected.array(name), err_msg=name)
 
 
+def test_what_is_larger_than_memory_is_sealed_some_shards_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("t3vis.store.layout.MAX_CHUNK_ROWS", 2)
+    monkeypatch.setattr("t3vis.store.layout.MIN_CHUNK_ROWS", 2)
+    monkeypatch.setattr("t3vis.store.layout.SHARD_BYTES", 1)
+    monkeypatch.setattr("t3vis.store.pass_arrays.GATHERED_BYTES", 4 * 2 * 4 * 2)  # two shards of hidden states
+    gathered = []
+    gather = segments.Merge.gather
+
+    def counted(merge, name, *arguments, **options):
+        found = gather(merge, name, *arguments, **options)
+        gathered.append((name, len(found)))
+        return found
+
+    monkeypatch.setattr(segments.Merge, "gather", counted)
+    _, expected = two_epochs(tmp_path, seal=True)
+    assert {n_rows for name, n_rows in gathered if name == "hidden_states"} == {8, 2}
+    remove_sealed_segments(tmp_path, "train")
+    expected.check(open_run(tmp_path).train)
+    assert verify(tmp_path) == []
+
+
 def test_the_manifest_says_what_was_covered(tmp_path):
     two_epochs(tmp_path)
     manifest = seal_pass(tmp_path, "train", 1)

@@ -1,15 +1,19 @@
 """What a program is told: the OpenAPI document, columns, figures, Parquet."""
 
+import functools
 import io
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
 
 from t3vis import open_run
 from t3vis.analyze import analyzed_progress, analyzed_suspects
 from t3vis.viewer.app import make_app
+from t3vis.viewer.figures import FIGURE_KINDS
 from tests.viewer.conftest import TOKEN
 
 
@@ -27,6 +31,54 @@ def test_every_route_is_described(served, recorded_run):
     for route in api.routes:
         methods = {method.lower() for method in route.methods} - {"head"}
         assert set(document["paths"]["/api/v1" + route.path.replace(":int", "")]) == methods
+
+
+def test_the_document_is_one_of_openapi(served):
+    validate(told(served, "/openapi.json"))
+
+
+def check_answer(server, document, path, described, method="get", body=None, **headers):
+    """An answer has the status and the type that the document says, and fits its schema."""
+    answer = server.ask(f"/api/v1{path}", method.upper(), body, **headers)
+    said = document["paths"][f"/api/v1{described}"][method]["responses"][str(answer.status)]["content"]
+    media_type = answer.headers["content-type"].partition(";")[0]
+    schema = said[media_type]["schema"]
+    if media_type == "application/json":
+        whole = {**schema, "components": document["components"]}
+        Draft202012Validator(whole).validate(json.loads(answer.body))
+    return answer
+
+
+def test_answers_fit_their_schemas(served, asked_served):
+    for server in (served, asked_served):
+        document = told(server, "/openapi.json")
+        check = functools.partial(check_answer, server, document)
+        run = json.loads(check("/run", "/run").body)
+        check("/openapi.json", "/openapi.json")
+        for split in (split["name"] for split in run["splits"]):
+            base, described = f"/splits/{split}", "/splits/{split}"
+            catalogue = json.loads(check(f"{base}/columns", f"{described}/columns").body)
+            values = [column for column in catalogue["columns"] if column["id"] in ("label", "loss@0")]
+            for column in values:
+                sent = check(column["url"].removeprefix("/api/v1"), "/columns/{key}")
+                assert len(sent.body) == catalogue["n"] * np.dtype(column["dtype"]).itemsize
+            assert values
+            check(f"{base}/rows?ids=0,3", f"{described}/rows")
+            check(f"{base}/search?q=a", f"{described}/search")
+            check(f"{base}/examples/3", f"{described}/examples/{{number}}")
+            check(f"{base}/heads", f"{described}/heads")
+            check(f"{base}/heads?kind=pattern", f"{described}/heads")
+            for kind in FIGURE_KINDS:
+                answer = check(f"{base}/figures/{kind}", f"{described}/figures/{{kind}}")
+                assert answer.status in (200, 202, 409)
+            mask = bytes([1] + [0] * (-(-catalogue["n"] // 8) - 1))
+            check(f"{base}/parquet?columns=label", f"{described}/parquet", "post", mask)
+            assert check(f"{base}/examples/999999", f"{described}/examples/{{number}}").status == 404
+            assert check(f"{base}/rows?ids=x", f"{described}/rows").status == 400
+        check("/selection?split=train", "/selection", "post", b"\0")
+        question = {"client": "test", "kind": "attention", "split": "train", "id": 0}
+        check("/probe", "/probe", "post", json.dumps(question).encode())
+        assert check("/run", "/run", authorization="").status == 401
 
 
 def test_every_suspicion_is_a_column(served, recorded_run):

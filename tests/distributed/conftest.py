@@ -1,0 +1,3 @@
+from tests.viewer.conftest import asked
+
+__all__ = ["asked"]  # a fixture
