@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from t3vis.errors import StoreError
+from t3vis.errors import AnalysisError, StoreError
 from t3vis.store import schema, segments
+from t3vis.store.example import Example
 from t3vis.store.examples import RaggedColumn, static_array, text_columns, token_ids
 from t3vis.store.passes import Pass, PassReader, as_path
 from t3vis.store.run_arrays import RaggedRunArray, RunArray
@@ -25,6 +25,11 @@ from t3vis.store.segments import split_names
 from t3vis.store.storage import locate
 
 if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+    import xarray as xr
+
+    from t3vis.analysis.selection import Strategy
     from t3vis.viewer.notebook import View
 
 
@@ -247,53 +252,6 @@ class Split:
         return out
 
 
-@dataclass(frozen=True)
-class Example:
-    """One example: what it is, and its trajectory.
-
-    ``arrays`` holds, for each recorded array, its values over the passes, such as ``loss`` of shape (n_passes,),
-    ``logits`` (n_passes, n_classes) and ``hidden_states`` (n_passes, n_layers, hidden). ``ragged`` holds for each
-    ragged array a list of its values in every pass, such as one number per token.
-    """
-
-    example_id: int
-    text: dict[str, str]
-    token_ids: NDArray[np.int32] | None
-    label: Any
-    label_name: str | None
-    arrays: dict[str, NDArray[Any]]
-    ragged: dict[str, list[NDArray[Any]]]
-    class_names: list[str] | None
-
-    @property
-    def logits(self) -> NDArray[Any]:
-        """Shape (n_passes, n_classes)."""
-        return self.arrays["logits"]
-
-    @property
-    def loss(self) -> NDArray[Any]:
-        """Shape (n_passes,)."""
-        return self.arrays["loss"]
-
-    @property
-    def hidden_states(self) -> NDArray[Any]:
-        """Shape (n_passes, n_layers, hidden)."""
-        return self.arrays["hidden_states"]
-
-    def __repr__(self) -> str:
-        lines = [f"example {self.example_id}, label {self.label_name or self.label}"]
-        lines += [f"  {column}: {text}" for column, text in self.text.items()]
-        if "loss" in self.arrays:
-            lines.append("  loss: " + " ".join(f"{value:.3f}" for value in self.loss))
-        if "logits" in self.arrays and np.ndim(self.label) == 0:
-            best = self.logits.argmax(-1)
-            known = self.class_names or []
-            names = [known[i] if i < len(known) else str(i) for i in best]
-            seen = np.isfinite(self.logits).all(-1)
-            lines.append("  predicted: " + " ".join(name if ok else "-" for name, ok in zip(names, seen, strict=True)))
-        return "\n".join(lines)
-
-
 class Evaluations(Mapping[str, Split]):
     """The evaluation sets of a run by the names that the Trainer gives their metrics: ``eval``, ``eval_<name>``."""
 
@@ -356,6 +314,19 @@ class Run:
         """All splits by name."""
         return {name: self._split(name) for name in split_names(as_path(self.path))}
 
+    def named(self, split: str) -> Split:
+        """One of ``splits`` by name.
+
+        Raises
+        ------
+        AnalysisError
+            If there is none of that name.
+        """
+        found = split_names(as_path(self.path))
+        if split not in found:
+            raise AnalysisError(f"{self.path} holds no split {split!r}; it holds: {', '.join(found) or 'none'}.")
+        return self._split(split)
+
     def _split(self, name: str) -> Split:
         split = self._splits.get(name)
         if split is None:
@@ -406,6 +377,131 @@ class Run:
             causes = {attempt["first_error"] for attempt in attempts if attempt["first_error"]}
             lines.append(f"{self.missing_rows:,} rows could not be recorded: {'; '.join(sorted(causes))}")
         return "\n".join(lines)
+
+    def table(self, split: str = "train", *, epoch: int = -1, columns: Sequence[str] | None = None) -> pa.Table:
+        """What is known of every example, as an Arrow table; one row for each, in the order of the ids.
+
+        Parameters
+        ----------
+        split
+            ``train``, or the name of an evaluation set.
+        epoch
+            Of which epoch, or evaluation, the loss, prediction, probability and logits are; negative from the last.
+        columns
+            Their names: text columns; ``label``, ``length``, ``loss``, ``prediction``, ``probability`` (of the gold
+            label), ``logits``; of the analyses ``confidence``, ``variability``, ``correctness``, ``region``,
+            ``suspicion``, ``suggested_label``, ``outlier`` and so on, which are computed if they have not been;
+            ``x`` and ``y`` of the last map; ``hidden_states`` of the last layer or ``hidden_states:4``; those of
+            another epoch as ``loss@3``. By default all but the hidden states and what would have to be computed,
+            other than the data map. ``example``, the id, is always the first.
+
+        Returns
+        -------
+        Classes by their names, what is not known as null. The whole table is in memory; see ``t3vis export`` for a
+        file.
+
+        Raises
+        ------
+        AnalysisError
+            If there is no such split, epoch or column, or a column cannot be computed.
+        """
+        from t3vis.exports.table import table  # the analyses, which readers do not need
+
+        return table(self, self.named(split), epoch=epoch, columns=columns)
+
+    def to_xarray(self) -> xr.DataTree:
+        """The run as a tree of labelled, lazy arrays: one group for each split, see ``docs/exports.md``.
+
+        Raises
+        ------
+        ConfigurationError
+            If the extra ``t3vis[xarray]`` is not installed.
+        """
+        from t3vis.exports.xarrays import to_xarray
+
+        return to_xarray(self)
+
+    def annotate(
+        self, dataset: datasets.Dataset, *, split: str = "train", epoch: int = -1, columns: Sequence[str] | None = None
+    ) -> datasets.Dataset:
+        """The dataset with what is known of each example in further columns.
+
+        Parameters
+        ----------
+        dataset
+            The one that was recorded, row for row, also before or after it was tokenized.
+        split, epoch, columns
+            As in `table`. By default ``confidence``, ``variability``, ``correctness``, ``region``, ``suspicion`` and
+            ``suggested_label``, as far as there are such things of the task.
+
+        Raises
+        ------
+        AnalysisError
+            If it is another dataset: another number of rows, or other texts (token ids, labels) than were recorded;
+            or if it has a column of one of these names already.
+        """
+        from t3vis.exports.retraining import annotated
+
+        return annotated(self, self.named(split), dataset, epoch=epoch, columns=columns)
+
+    def select(
+        self,
+        strategy: Strategy,
+        dataset: datasets.Dataset | None = None,
+        *,
+        fraction: float = 0.33,
+        balanced: bool = False,
+        seed: int = 0,
+        split: str = "train",
+    ) -> datasets.Dataset:
+        """The examples that come first under a strategy, as a dataset to train on.
+
+        Parameters
+        ----------
+        strategy, fraction, seed
+            As in `t3vis.analysis.selection.select`: ``ambiguous``, ``easy``, ``hard``, ...
+        dataset
+            The one that was recorded, row for row; by default its texts and labels as the store has them, in memory.
+        balanced
+            Whether that share is taken of each class.
+        split
+            What is selected from.
+
+        Returns
+        -------
+        Those rows, in their order.
+
+        Raises
+        ------
+        AnalysisError
+            If the split has no data map, or `dataset` is another one, as in `annotate`; if it is not given and the
+            store has no texts.
+        """
+        from t3vis.exports.retraining import selected
+
+        return selected(self, self.named(split), strategy, dataset, fraction=fraction, balanced=balanced, seed=seed)
+
+    def drop_suspects(
+        self, dataset: datasets.Dataset | None = None, *, fraction: float | None = None, split: str = "train"
+    ) -> datasets.Dataset:
+        """The examples whose label is not suspected to be wrong, as a dataset to train on.
+
+        Parameters
+        ----------
+        dataset, split
+            As in `select`.
+        fraction
+            Drop this share of the examples, the most suspicious; by default those of which another label is more
+            credible than the given one.
+
+        Raises
+        ------
+        AnalysisError
+            As `select`; also where no other label is suggested and no `fraction` is given.
+        """
+        from t3vis.exports.retraining import without_suspects
+
+        return without_suspects(self, self.named(split), dataset, fraction=fraction)
 
     def view(self, *, height: int = 800, host: str = "localhost", port: int = 0) -> View:
         """Show the viewer in a notebook; what is selected there comes back as ``.selected``.
