@@ -32,6 +32,11 @@ class ArrowColumn:
     name: str
     read: Callable[[Rows], pa.Array]
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether it holds several values for each example."""
+        return bool(pa.types.is_nested(self.read(slice(0, 0)).type))
+
 
 def table(run: Run, split: Split, *, epoch: int = -1, columns: Sequence[str] | None = None) -> pa.Table:
     """What is known of every example; see `Run.table`."""
@@ -63,6 +68,11 @@ def arrow_columns(
     made = _Columns(run, split, epoch)
     wanted = made.default() if columns is None else [EXAMPLE, *(name for name in columns if name != EXAMPLE)]
     return [made.of(name) for name in wanted]
+
+
+def default_columns(run: Run, split: Split, *, epoch: int = -1) -> list[str]:
+    """Names of the columns of a table of which none are named."""
+    return _Columns(run, split, epoch).default()
 
 
 def available(run: Run, split: Split, *, epoch: int = -1) -> list[str]:

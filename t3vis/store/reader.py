@@ -103,7 +103,7 @@ class Split:
 
     @property
     def head_gradients(self) -> RunArray:
-        """Gradients of a gate on each attention head, float32, dims (epoch, layer, example, head)."""
+        """Gradients of a gate on each attention head, float32, dims (epoch, attention, example, head)."""
         return self.array("head_gradients")
 
     @property
