@@ -115,9 +115,25 @@ def analyzed_data_map(run: Run, split: Split, *, burn_in: int = 0, burn_out: int
     if known is not None:
         return DataMap(n_epochs=known.attributes["n_epochs"], **known.columns)
     logits = _Reported(_recorded(split, "logits"), f"data map of {split.name}")
-    computed = _for_task(split, _MAPS, "data map")(logits, split.labels, burn_in=burn_in, burn_out=burn_out)
+    computed = data_map_of(split, logits, burn_in=burn_in, burn_out=burn_out)
     _keep(run, split, "data_map", computed.as_columns(), parameters, n_epochs=computed.n_epochs)
     return computed
+
+
+def data_map_of(split: Split, logits: Any, *, burn_in: int = 0, burn_out: int | None = None) -> DataMap:
+    """The data map of the logits of a split, by its task; nothing is written.
+
+    Raises
+    ------
+    AnalysisError
+        If the task is of another kind.
+    """
+    return _for_task(split, _MAPS, "data map")(logits, split.labels, burn_in=burn_in, burn_out=burn_out)
+
+
+def has_data_map(split: Split) -> bool:
+    """Whether there is a data map of the split's task."""
+    return "logits" in split.arrays and split.attributes.get("task") in _MAPS
 
 
 def analyzed_suspects(run: Run, split: Split) -> Suspects:

@@ -1,6 +1,6 @@
 """Selection: which examples to keep, to drop, or to weigh, by their training dynamics."""
 
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,10 +8,7 @@ from numpy.typing import NDArray
 from t3vis.analysis.data_map import DataMap
 from t3vis.analysis.label_quality import Suspects
 from t3vis.errors import AnalysisError
-
-Strategy = Literal[
-    "ambiguous", "easy", "hard", "most_correct", "least_correct", "most_forgotten", "least_forgotten", "random"
-]
+from t3vis.strategies import Strategy
 
 
 def select(

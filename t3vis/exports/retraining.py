@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from t3vis.analysis.selection import Strategy, dropped, kept, select, suspect_ids
+from t3vis.analysis.selection import dropped, kept, select, suspect_ids
 from t3vis.analyze import analyzed_data_map, analyzed_suspects
 from t3vis.errors import AnalysisError
 from t3vis.exports.recorded_rows import check_recorded, stored_dataset
 from t3vis.exports.table import EXAMPLE, arrow_columns, available
 from t3vis.store.reader import Run, Split
+from t3vis.strategies import Strategy
 
 ANNOTATIONS = ("confidence", "variability", "correctness", "region", "suspicion", "suggested_label")
 
