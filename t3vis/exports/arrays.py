@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,26 @@ PROBABILITIES = "pred_probs.npy"
 FEATURES = "features.npy"
 
 
-def write_probabilities(path: Path, split: Split) -> None:
-    """The mean probabilities over the passes in which an example was seen, float32; NaN where there was none."""
+def class_names(split: Split) -> list[str]:
+    """Names of the classes of a single-label task, else their numbers; empty for other tasks."""
+    if split.attributes.get("task") != "single_label" or "logits" not in split.arrays:
+        return []
+    return split.class_names or [str(number) for number in range(split.logits.shape[-1])]
+
+
+def write_probabilities(path: Path, split: Split, classes: Sequence[int] | None = None) -> None:
+    """The mean probabilities over the passes in which an example was seen, float32; NaN where there was none.
+
+    Parameters
+    ----------
+    classes
+        Which of them, in the order of the columns, brought to a sum of one; by default all as they are.
+    """
+    chosen = list(range(split.logits.shape[-1])) if classes is None else list(classes)
     indices = [record.index for record in split.passes]
 
     def read(rows: slice) -> NDArray[np.float64]:
-        logits = split.logits[indices, rows].astype(np.float64)
+        logits = split.logits[indices, rows].astype(np.float64)[..., chosen]
         seen = np.isfinite(logits).all(axis=-1, keepdims=True)
         known = np.where(seen, logits, 0)
         shifted = np.exp(known - known.max(axis=-1, keepdims=True))
@@ -29,7 +43,7 @@ def write_probabilities(path: Path, split: Split) -> None:
         n_seen = seen.sum(axis=0)
         return np.where(n_seen > 0, probs / np.maximum(n_seen, 1), np.nan)
 
-    _write(path, (split.n_examples, split.logits.shape[-1]), read)
+    _write(path, (split.n_examples, len(chosen)), read)
 
 
 def write_features(path: Path, split: Split, index: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from t3vis.exports.arrays import FEATURES, PROBABILITIES, write_features, write_probabilities
+from t3vis.exports.arrays import FEATURES, PROBABILITIES, class_names, write_features, write_probabilities
 from t3vis.exports.files import json_rows
 from t3vis.exports.table import EXAMPLE, ArrowColumn, batches
 from t3vis.store.reader import Split
@@ -42,13 +42,6 @@ def write_lit(folder: Path, split: Split, columns: Sequence[ArrowColumn], index:
     if split.layers:
         write_features(folder / FEATURES, split, index)
     (folder / SCRIPT).write_text(TEMPLATE.read_text(encoding="utf-8"), encoding="utf-8")
-
-
-def class_names(split: Split) -> list[str]:
-    """Names of the classes of a single-label task, else their numbers; empty for other tasks."""
-    if split.attributes.get("task") != "single_label" or "logits" not in split.arrays:
-        return []
-    return split.class_names or [str(number) for number in range(split.logits.shape[-1])]
 
 
 def _field(field: pa.Field, classes: list[str], *, is_text: bool) -> dict[str, Any]:
