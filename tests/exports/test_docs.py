@@ -12,7 +12,7 @@ from transformers import Trainer
 
 import t3vis
 from t3vis.cli import main, parser
-from tests.callbacks.tiny import LEARNING, as_dataset, tiny_arguments, tiny_model, tiny_rows
+from tests.callbacks.tiny import LEARNING, tiny_arguments, tiny_model
 from tests.viewer.asked import texts_and_labels
 
 PAGE = (Path(__file__).parents[2] / "docs" / "exports.md").read_text()
@@ -28,8 +28,8 @@ def names(run, tmp_path, monkeypatch) -> dict[str, object]:
     """What a reader of the page has: a run, its dataset, and a model to train."""
     monkeypatch.chdir(tmp_path)
     texts, labels = texts_and_labels()
-    arguments = tiny_arguments(tmp_path / "out", **LEARNING, remove_unused_columns=False)
-    rows = [{key: value for key, value in row.items() if key != "text"} for row in tiny_rows()]
+    arguments = tiny_arguments(tmp_path / "out", **LEARNING)
+    columns = {"input_ids": [[2, 3 + i % 40, 5] for i in range(24)], "labels": [i % 3 for i in range(24)]}
     return {
         "t3vis": t3vis,
         "run": run,
@@ -38,7 +38,7 @@ def names(run, tmp_path, monkeypatch) -> dict[str, object]:
         "RecorderCallback": t3vis.RecorderCallback,
         "model": tiny_model(),
         "args": arguments,
-        "train": as_dataset(rows).with_format("torch"),
+        "train": datasets.Dataset.from_dict(columns),
     }
 
 
