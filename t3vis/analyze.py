@@ -27,8 +27,9 @@ from t3vis.analysis.separability import separability
 from t3vis.analysis.states import MeanDirection, SideBySide, StatesLike
 from t3vis.code_version import code_version
 from t3vis.errors import AnalysisError
+from t3vis.store import schema
 from t3vis.store.reader import Run, Split
-from t3vis.store.results import Result, current_result, write_result
+from t3vis.store.results import Result, current_result, result_names, write_result
 from t3vis.store.schema import pass_name
 
 T = TypeVar("T")
@@ -490,6 +491,14 @@ def _provenance(split: Split, parameters: dict[str, Any]) -> dict[str, Any]:
         "fingerprint": split.attributes["fingerprint"],
         "passes": passes,
     }
+
+
+def current_results(run: Run, split: Split) -> set[str]:
+    """Names of the results in the store that were made of what is recorded now, by this version of t3vis."""
+    wanted = {name: value for name, value in _provenance(split, {}).items() if name != "parameters"}
+    group = run.path / "analysis" / split.name
+    found = {name: schema.read_metadata(group / name)["attributes"] for name in result_names(run.path, split.name)}
+    return {name for name, said in found.items() if all(said.get(key) == value for key, value in wanted.items())}
 
 
 def _current(run: Run, split: Split, name: str, parameters: dict[str, Any]) -> Result | None:

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from t3vis.analyze import current_results
 from t3vis.analyze_projection import kept_projection
 from t3vis.errors import AnalysisError
 from t3vis.example_columns import Column, Rows, columns_of
 from t3vis.store import schema
 from t3vis.store.examples import RaggedColumn
 from t3vis.store.reader import Run, Split
-from t3vis.store.results import result_names
 
 ROWS = 10_000
 """Examples that are read at a time."""
@@ -143,7 +143,7 @@ class _Columns:
         self._map = kept_projection(run, split) if split.layers else None
         self._made = {EXAMPLE: ids_of_rows(split.n_examples), **self._recorded(), **self._coordinates()}
         self._texts = of_texts(split, {*self._known, *self._made})
-        self._kept = set(result_names(run.path, split.name))
+        self._kept = current_results(run, split)
 
     def default(self) -> list[str]:
         """Ids, texts and labels, what was recorded of the pass, and the results of the analyses that have been made."""

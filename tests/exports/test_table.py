@@ -11,6 +11,7 @@ from t3vis import AnalysisError
 from t3vis.analyze import analyzed_data_map, analyzed_suspects
 from t3vis.analyze_projection import kept_projection
 from t3vis.exports import table as tables
+from t3vis.store import schema
 from t3vis.store.results import remove_result
 from tests.callbacks.tiny import as_dataset, recorded, tiny_model, tiny_rows
 from tests.exports.seen_in_part import seen_in_part
@@ -36,6 +37,10 @@ def test_a_table_holds_what_was_recorded_and_found_out(run):
     assert "suspicion" not in found  # a table computes nothing but the data map, unless it is asked for
     suspects = analyzed_suspects(run, train)
     np.testing.assert_array_equal(run.table()["suspicion"], suspects.score)
+    group = run.path / "analysis" / "train" / "label_quality"
+    kept = schema.read_metadata(group)
+    schema.write_metadata(group, {**kept, "attributes": {**kept["attributes"], "t3vis": "another version"}})
+    assert "suspicion" not in run.table().column_names
 
 
 def test_columns_are_those_that_are_named_in_their_order(run):
