@@ -29,10 +29,10 @@ from rounds import Report, environment, machine, peak_megabytes
 
 from t3vis import open_run
 from t3vis.analyze import analyzed_data_map
+from t3vis.example_columns import columns_of
 from t3vis.store.examples import Columns, ExamplesWriter
 from t3vis.store.seal import remove_sealed_segments, seal_pass
 from t3vis.store.writer import create_run
-from t3vis.viewer.columns import columns_of
 from t3vis.viewer.texts import rows
 
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -27,8 +27,9 @@ from t3vis.analysis.separability import separability
 from t3vis.analysis.states import MeanDirection, SideBySide, StatesLike
 from t3vis.code_version import code_version
 from t3vis.errors import AnalysisError
+from t3vis.store import schema
 from t3vis.store.reader import Run, Split
-from t3vis.store.results import Result, current_result, write_result
+from t3vis.store.results import Result, current_result, result_names, write_result
 from t3vis.store.schema import pass_name
 
 T = TypeVar("T")
@@ -108,9 +109,25 @@ def analyzed_data_map(run: Run, split: Split, *, burn_in: int = 0, burn_out: int
     if known is not None:
         return DataMap(n_epochs=known.attributes["n_epochs"], **known.columns)
     logits = _Reported(_recorded(split, "logits"), f"data map of {split.name}")
-    computed = _for_task(split, _MAPS, "data map")(logits, split.labels, burn_in=burn_in, burn_out=burn_out)
+    computed = data_map_of(split, logits, burn_in=burn_in, burn_out=burn_out)
     _keep(run, split, "data_map", computed.as_columns(), parameters, n_epochs=computed.n_epochs)
     return computed
+
+
+def data_map_of(split: Split, logits: Any, *, burn_in: int = 0, burn_out: int | None = None) -> DataMap:
+    """The data map of the logits of a split, by its task; nothing is written.
+
+    Raises
+    ------
+    AnalysisError
+        If the task is of another kind.
+    """
+    return _for_task(split, _MAPS, "data map")(logits, split.labels, burn_in=burn_in, burn_out=burn_out)
+
+
+def has_data_map(split: Split) -> bool:
+    """Whether there is a data map of the split's task."""
+    return "logits" in split.arrays and split.attributes.get("task") in _MAPS
 
 
 def analyzed_suspects(run: Run, split: Split) -> Suspects:
@@ -456,6 +473,14 @@ def _provenance(split: Split, parameters: dict[str, Any]) -> dict[str, Any]:
         "fingerprint": split.attributes["fingerprint"],
         "passes": passes,
     }
+
+
+def current_results(run: Run, split: Split) -> set[str]:
+    """Names of the results in the store that were made of what is recorded now, by this version of t3vis."""
+    wanted = {name: value for name, value in _provenance(split, {}).items() if name != "parameters"}
+    group = run.path / "analysis" / split.name
+    found = {name: schema.read_metadata(group / name)["attributes"] for name in result_names(run.path, split.name)}
+    return {name for name, said in found.items() if all(said.get(key) == value for key, value in wanted.items())}
 
 
 def _current(run: Run, split: Split, name: str, parameters: dict[str, Any]) -> Result | None:

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 import t3vis
-from t3vis.commands import analyses, attention, demo, explain, figures, heads, info, maps, stores, view
+from t3vis.commands import analyses, attention, demo, explain, export, figures, heads, info, maps, stores, view
 from t3vis.errors import T3VisError
 
-GROUPS = (demo, info, analyses, figures, maps, attention, heads, explain, view, stores)
+GROUPS = (demo, info, analyses, figures, maps, attention, heads, explain, view, export, stores)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

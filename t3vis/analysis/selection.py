@@ -1,16 +1,14 @@
 """Selection: which examples to keep, to drop, or to weigh, by their training dynamics."""
 
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t3vis.analysis.data_map import DataMap
+from t3vis.analysis.label_quality import Suspects
 from t3vis.errors import AnalysisError
-
-Strategy = Literal[
-    "ambiguous", "easy", "hard", "most_correct", "least_correct", "most_forgotten", "least_forgotten", "random"
-]
+from t3vis.strategies import Strategy
 
 
 def select(
@@ -67,8 +65,7 @@ def select(
     """
     if strategy not in get_args(Strategy):
         raise AnalysisError(f"strategy is {strategy!r} but must be one of {', '.join(get_args(Strategy))}.")
-    if not 0 <= fraction <= 1:
-        raise AnalysisError(f"fraction is {fraction} but must be in [0, 1]; pass 0.33 for a third of the examples.")
+    _check_fraction(fraction)
     known = np.flatnonzero(~np.isnan(data_map.confidence))
     if labels is not None and len(labels) != data_map.n_examples:
         raise AnalysisError(
@@ -86,6 +83,45 @@ def select(
     place_in_class = np.arange(len(ordered)) - np.repeat(starts, counts)
     wanted = np.rint(fraction * counts)
     return np.sort(ordered[by_class[place_in_class < np.repeat(wanted, counts)]])
+
+
+def suspect_ids(suspects: Suspects, *, fraction: float | None = None) -> NDArray[np.int64]:
+    """Ids of the examples whose label is more probably wrong than right.
+
+    Parameters
+    ----------
+    suspects
+        The quality of every label.
+    fraction
+        Take this share of the examples that have a score instead, in [0, 1], the most suspicious first, rounded to the
+        nearest whole number of them.
+
+    Returns
+    -------
+    Example ids in increasing order; without `fraction`, those whose suggested label is more credible than the given
+    one.
+
+    Raises
+    ------
+    AnalysisError
+        If `fraction` is outside [0, 1], or is missing where nothing is suggested, as of numbers.
+
+    Examples
+    --------
+    >>> from t3vis.analysis.label_quality import suspected_errors
+    >>> logits = np.log([[[8.0, 1.0, 1.0], [1.0, 6.0, 1.0], [2.0, 1.0, 5.0]]])
+    >>> suspects = suspected_errors(logits, np.array([0, 0, 2]))
+    >>> suspect_ids(suspects), suspect_ids(suspects, fraction=2 / 3)
+    (array([1]), array([1, 2]))
+    """
+    known = ~np.isnan(suspects.score)
+    if fraction is None:
+        suggested = ~np.isnan(suspects.suggested_prob)
+        if np.any(known) and not np.any(suggested):
+            raise AnalysisError("no other label is suggested for these examples; pass fraction=0.05, say.")
+        return np.flatnonzero(known & suggested & (suspects.suggested_prob > 1 - suspects.score))
+    _check_fraction(fraction)
+    return np.sort(suspects.ranking()[: round(fraction * np.count_nonzero(known))])
 
 
 def dropped(n_examples: int, ids: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -186,6 +222,11 @@ def kept(dataset: DatasetT, ids: NDArray[np.integer]) -> DatasetT:
         )
     filtered: DatasetT = dataset.select(ids)
     return filtered
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 <= fraction <= 1:
+        raise AnalysisError(f"fraction is {fraction} but must be in [0, 1]; pass 0.33 for a third of the examples.")
 
 
 def _keys(data_map: DataMap, strategy: Strategy) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
@@ -51,6 +51,9 @@ from t3vis.errors import ConfigurationError, RecordingError
 from t3vis.store.codecs import Compression
 from t3vis.store.durable import Durability
 from t3vis.store.options import StorageOptions
+
+if TYPE_CHECKING:
+    from t3vis.callbacks.trackers import EpochLogs
 
 _DATASET = "_t3vis_dataset"  # on an evaluation loader: the dataset as the user gave it
 
@@ -111,6 +114,10 @@ class RecorderCallback(TrainerCallback):
     probe_at
         When that is: before the first step (``"begin"``, the pretrained model), after each ``"epoch"``, at the
         ``"end"`` of the training, unless the model is the one that was probed last.
+    log_to_trackers
+        Whether means of the loss and of the data map go to ``Trainer.log`` after each epoch, and so to whatever the
+        Trainer reports to and to its ``log_history``; and from the second epoch on the data map as a picture, to
+        TensorBoard, W&B, MLflow and Trackio.
 
     Raises
     ------
@@ -143,18 +150,20 @@ class RecorderCallback(TrainerCallback):
         shared: bool = True,
         probe: Any = None,
         probe_at: Sequence[ProbeAt] = ("begin", "epoch", "end"),
+        log_to_trackers: bool = False,
     ) -> None:
         self.path = Path(path)
         self._first_path = self.path
         storage = StorageOptions(compression, durability, keep_epochs)
         self._settings = Settings(
-            hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage, heads, task
+            hidden_states, pooling, text, id_column, on_error, resume, overwrite, storage, heads, task, log_to_trackers
         )
         self._shared = shared
         self._probe = None if probe is None else Probe(probe, probe_at)
         self._probed: Any = None  # the dataset of the probe in this training
         self._probed_step: int | None = None  # of the model that was probed last
         self._attachment: Attachment | None = None
+        self._logs: EpochLogs | None = None
         self._capture: Capture | None = None
         self._captured: Any = None  # the Trainer's model that ``_capture`` hooks, perhaps wrapped
         self._session: Session | None = None
@@ -234,6 +243,10 @@ class RecorderCallback(TrainerCallback):
         self._epoch = state.global_step // steps_per_epoch - 1
         self._session.seal_before(self._epoch + 1)
         self._training, self._probed_step = True, None
+        if self._settings.log_to_trackers:
+            from t3vis.callbacks.trackers import EpochLogs  # the analyses, which recording by itself does not need
+
+            self._logs = EpochLogs(self._trainer, self.path, self._session.report_log)
         if self._probe is not None:
             self._session.to_come = [(size_of(self._probed) or 0, self._probe.n_passes(state.num_train_epochs))]
         if state.global_step == 0:
@@ -253,6 +266,8 @@ class RecorderCallback(TrainerCallback):
         """Put the epoch on disk and have it sealed."""
         if self._session is not None and self._training:
             self._session.end_epoch()
+            if self._logs is not None:
+                self._logs.log(self._epoch)
             self._run_probe("epoch")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -476,6 +491,9 @@ class RecorderCallback(TrainerCallback):
         self._has_trained = self._has_trained or self._training
         self._training = False
         self._capture = self._captured = None
+        if self._logs is not None:
+            self._logs.close()
+            self._logs = None
         if self._session is not None:
             self._session.finish()
 

@@ -477,6 +477,23 @@ class Session:
                 str(error).removesuffix("."),
             )
 
+    def report_log(self, error: Exception) -> None:
+        """Say that an epoch could not be logged to the trackers, or stop; nothing that was recorded is lost.
+
+        Raises
+        ------
+        RecordingError
+            If errors are to be raised.
+        """
+        if self._settings.on_error == "raise":
+            raise RecordingError(f"logging of {self.path} to the trackers failed: {error}") from error
+        logger.error(
+            "t3vis could not log to the trackers: %s: %s. Training and recording go on; epochs that cannot be logged "
+            "are counted, further failures are not reported. Pass on_error='raise' to stop instead.",
+            type(error).__name__,
+            str(error).removesuffix("."),
+        )
+
     @contextmanager
     def _recording(self) -> Iterator[None]:
         """What the disk refuses in here is reported; the writer has counted the rows already."""

@@ -34,6 +34,7 @@ class Settings:
     storage: StorageOptions
     heads: bool
     task: NamedTask | None = None
+    log_to_trackers: bool = False
 
     def __post_init__(self) -> None:
         layers, pooling = self.hidden_states, self.pooling
@@ -52,6 +53,8 @@ class Settings:
             raise ConfigurationError(f"on_error={self.on_error!r}: expected 'warn' or 'raise'.")
         if not isinstance(self.heads, bool):
             raise ConfigurationError(f"heads={self.heads!r}: expected True or False.")
+        if not isinstance(self.log_to_trackers, bool):
+            raise ConfigurationError(f"log_to_trackers={self.log_to_trackers!r}: expected True or False.")
         if self.task is not None and self.task not in NAMED_TASKS:
             names = ", ".join(map(repr, NAMED_TASKS))
             raise ConfigurationError(f"task={self.task!r}: expected {names}, or None to choose by the model.")

@@ -7,10 +7,11 @@ import csv
 from pathlib import Path
 from typing import get_args
 
-from t3vis.analysis.selection import Strategy, dropped, select
+from t3vis.analysis.selection import dropped, select
 from t3vis.commands.arguments import Commands, add_command, add_run_and_split, opened_split
 from t3vis.commands.output import opened, table, terminal_width
 from t3vis.errors import ConfigurationError
+from t3vis.strategies import Strategy
 
 RANKINGS = ("outlier", "moved", "new-neighbours", "flipped", "learned-last", "forgotten", "el2n", "ambiguous")
 """Names of those in `t3vis.findings`, which takes a second to load."""

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable
 from typing import TypeAlias
 
-from t3vis.errors import AnalysisError
 from t3vis.store.reader import Run, Split, open_run
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -44,8 +43,4 @@ def opened_split(options: argparse.Namespace) -> tuple[Run, Split]:
         If it has no split of that name.
     """
     run = open_run(options.run)
-    if options.split not in run.splits:
-        raise AnalysisError(
-            f"{run.path} holds no split {options.split!r}; it holds: {', '.join(run.splits) or 'none'}."
-        )
-    return run, run.splits[options.split]
+    return run, run.named(options.split)

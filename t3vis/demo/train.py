@@ -76,6 +76,7 @@ def train_demo(
     batch_size: int = 32,
     max_length: int = 64,
     seed: int = 0,
+    keep_checkpoints: bool = True,
 ) -> TrainedDemo:
     """Fine-tune a text classifier with ``Trainer(callbacks=[callback])`` on labels of which some are wrong.
 
@@ -103,6 +104,8 @@ def train_demo(
         Tokens at which a text is cut.
     seed
         Decides the split, the wrong labels, the weights and the order of the batches.
+    keep_checkpoints
+        Whether the weights of each epoch are saved.
 
     Raises
     ------
@@ -112,12 +115,56 @@ def train_demo(
     classes = _checked_classes(dataset)
     train, evaluation = _split(dataset, seed)
     train, wrong_label_ids = plant_wrong_labels(train, fraction=wrong_labels, seed=seed)
+    accuracy = fine_tune(
+        train,
+        evaluation,
+        callbacks=[callback],
+        output_dir=output_dir,
+        model=model,
+        epochs=epochs,
+        batch_size=batch_size,
+        max_length=max_length,
+        seed=seed,
+        keep_checkpoints=keep_checkpoints,
+    )
+    return TrainedDemo(train, evaluation, accuracy, wrong_label_ids, tuple(classes.names))
+
+
+def fine_tune(
+    train: Dataset,
+    evaluation: Dataset,
+    *,
+    output_dir: str | Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    model: str | None = None,
+    epochs: int = 6,
+    batch_size: int = 32,
+    max_length: int = 64,
+    seed: int = 0,
+    keep_checkpoints: bool = True,
+) -> float:
+    """Train the demo's classifier on one dataset, and measure it on another; nothing is printed but one progress bar.
+
+    Parameters
+    ----------
+    train, evaluation
+        Columns ``text``, ``label`` (a ``ClassLabel``) and optionally ``text_pair``; other columns are passed by.
+    output_dir, model, epochs, batch_size, max_length, seed, keep_checkpoints
+        As those of `train_demo`.
+    callbacks
+        Given to the Trainer.
+
+    Returns
+    -------
+    Accuracy on `evaluation` after the last epoch, in [0, 1].
+    """
+    names = _checked_classes(train).names
     if model is None:
         tokenizer: PreTrainedTokenizerBase = _word_piece_tokenizer(_texts(train), max_length)
-        network = _small_bert(tokenizer, classes.names, max_length, seed)
+        network = _small_bert(tokenizer, names, max_length, seed)
     else:
         tokenizer = AutoTokenizer.from_pretrained(model)
-        network = _pretrained(model, classes.names, seed)
+        network = _pretrained(model, names, seed)
     trainer = Trainer(
         model=network,
         args=TrainingArguments(
@@ -129,7 +176,7 @@ def train_demo(
             warmup_steps=0.1,  # a share of all steps
             train_sampling_strategy="group_by_length",  # less padding
             eval_strategy="epoch",
-            save_strategy="epoch",
+            save_strategy="epoch" if keep_checkpoints else "no",
             save_only_model=True,
             report_to="none",
             disable_tqdm=True,
@@ -141,14 +188,14 @@ def train_demo(
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=_accuracy,
-        callbacks=[callback, _ProgressBar()],
+        callbacks=[*callbacks, _ProgressBar()],
     )
     trainer.remove_callback(PrinterCallback)
     with _without_progress_bars():
         trainer.train()
         trainer.save_model()
     accuracies = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
-    return TrainedDemo(train, evaluation, accuracies[-1], wrong_label_ids, tuple(classes.names))
+    return float(accuracies[-1])
 
 
 def _checked_classes(dataset: Dataset) -> ClassLabel:

@@ -13,7 +13,7 @@ from t3vis.store.sealed import open_sealed
 if TYPE_CHECKING:
     from dask.array import Array
 
-    from t3vis.store.reader import Split
+    from t3vis.store.split import Split
 
 
 def dask_array(split: Split, name: str) -> Array:

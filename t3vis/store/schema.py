@@ -24,6 +24,8 @@ FORMAT_VERSION = 1
 
 SplitKind = Literal["train", "eval"]
 PASS_DIM: dict[SplitKind, str] = {"train": "epoch", "eval": "evaluation"}
+EARLY_DIMS = {"attention": "layer", "decoder_layer": "layer"}
+"""What these dimensions were named when a group could have dimensions of one name and several sizes."""
 
 
 class Node(Protocol):
@@ -166,7 +168,7 @@ PASS_ARRAYS: dict[str, ArraySpec] = {
             np.nan,
             "of an encoder-decoder, hidden states of each recorded layer of the decoder, pooled over its tokens, where "
             "hidden_states are those of the encoder; otherwise like these",
-            leading=("layer",),
+            leading=("decoder_layer",),
             trailing=("hidden",),
         ),
         ArraySpec(
@@ -176,7 +178,7 @@ PASS_ARRAYS: dict[str, ArraySpec] = {
             "gradient of the example's own loss with respect to a gate on each attention head, from the backward pass "
             "of the training step: the sum of x * dL/dx over the tokens and the head's values, x being the input of "
             "the output projection; NaN where a layer has fewer heads, and where not known",
-            leading=("layer",),
+            leading=("attention",),
             trailing=("head",),
         ),
         ArraySpec(

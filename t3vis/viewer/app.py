@@ -20,9 +20,10 @@ from starlette.routing import BaseRoute, Mount, Route
 
 import t3vis
 from t3vis.errors import ProbingError, T3VisError
+from t3vis.example_columns import Column, columns_of
 from t3vis.store.passes import Pass
 from t3vis.store.reader import Run, Split
-from t3vis.viewer.columns import Column, ColumnCache, columns_of
+from t3vis.viewer.columns import ColumnCache
 from t3vis.viewer.examples import example
 from t3vis.viewer.figures import FIGURE_KINDS, Figures
 from t3vis.viewer.heads import importance, patterns

@@ -21,10 +21,10 @@ import numpy as np
 from t3vis.analyze import analyzed_suspects
 from t3vis.analyze_projection import last_map
 from t3vis.errors import AnalysisError, ConfigurationError
+from t3vis.example_columns import Column, columns_of
 from t3vis.store.reader import Run, Split
 from t3vis.store.results import result_names
 from t3vis.viewer.app import described
-from t3vis.viewer.columns import Column, columns_of
 from t3vis.viewer.examples import example
 from t3vis.viewer.figures import FIGURE_KINDS, Figures
 from t3vis.viewer.heads import importance, patterns

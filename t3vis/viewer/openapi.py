@@ -101,7 +101,7 @@ def document(paths: list[str]) -> dict[str, Any]:
     KeyError
         If a path is not described here.
     """
-    described = {}
+    described: dict[str, Any] = {}
     for path in paths:
         method, summary, content = WHAT[path]
         described[f"/api/v1{path}"] = {

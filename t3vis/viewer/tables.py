@@ -6,15 +6,12 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from t3vis.example_columns import Column
+from t3vis.exports.table import batches, ids_of_rows, of_catalogue, of_texts
 from t3vis.store.reader import Split
-from t3vis.viewer.columns import Column
-
-ROWS = 50_000
-"""Examples that are read and written at a time."""
 
 
 def ids_of(mask: bytes, n_examples: int) -> NDArray[np.int64]:
@@ -36,28 +33,15 @@ def ids_of(mask: bytes, n_examples: int) -> NDArray[np.int64]:
 
 
 def to_parquet(split: Split, columns: Sequence[Column], ids: NDArray[np.int64]) -> bytes:
-    """The ids, the columns and the texts of some examples; categories as their names, missing values as nulls."""
-    whole = [(column, column.values()) for column in columns]
+    """The ids, the columns by their ids and the texts of some examples; see `t3vis.exports.table`."""
+    chosen = [of_catalogue(column, column.id) for column in columns]
+    texts = of_texts(split, [column.id for column in columns])
+    made = [ids_of_rows(split.n_examples), *chosen, *texts.values()]
     target = io.BytesIO()
     writer = None
-    for start in range(0, max(len(ids), 1), ROWS):
-        some = ids[start : start + ROWS]
-        arrays = {"example": pa.array(some, pa.int64())}
-        arrays |= {column.id: _as_arrow(column, values[some]) for column, values in whole}
-        arrays |= {name: pa.array(list(texts[some]), pa.string()) for name, texts in split.text.items()}
-        table = pa.table(arrays)
-        writer = writer or pq.ParquetWriter(target, table.schema)
-        writer.write_table(table)
+    for batch in batches(made, split.n_examples, ids):
+        writer = writer or pq.ParquetWriter(target, batch.schema)
+        writer.write_batch(batch)
     if writer is not None:
         writer.close()
     return target.getvalue()
-
-
-def _as_arrow(column: Column, values: NDArray[np.generic]) -> pa.Array:
-    if column.kind != "category":
-        numbers = values.astype(np.float64)
-        return pa.array(numbers, pa.float64(), mask=np.isnan(numbers))
-    names = np.array([*column.categories, None], dtype=object)
-    codes = values.astype(np.int64)
-    known = (codes >= 0) & (codes < len(column.categories))
-    return pa.array(names[np.where(known, codes, -1)], pa.string())

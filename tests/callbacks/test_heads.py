@@ -43,7 +43,7 @@ def test_architectures(kind: str, tmp_path: Path) -> None:
     train = recorded(tmp_path, model=model, train=as_dataset(rows), options=options).train
     said = train.attributes["arrays"]["head_gradients"]
     assert list(zip(said["attention"], said["modules"], strict=True)) == layers_of(kind)
-    assert train.head_gradients.dims == ("epoch", "layer", "example", "head")
+    assert train.head_gradients.dims == ("epoch", "attention", "example", "head")
     check_heads(train, model, rows)
 
 

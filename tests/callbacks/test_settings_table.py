@@ -32,7 +32,7 @@ def parameters(test: object) -> set[str]:
 
 
 def test_every_kind_of_setting_has_a_section() -> None:
-    kinds = ("sampling", "loaders", "loop", "losses", "models", "processes", "trainers", "task_oracle")
+    kinds = ("sampling", "loaders", "loop", "losses", "models", "processes", "trainers", "task_oracle", "trackers")
     assert list(SECTIONS) == [f"test_{kind}" for kind in kinds]
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from t3vis import open_run
+from t3vis.aligned import aligned_pca, signs
 from t3vis.analyze_projection import analyzed_projection
-from t3vis.viewer.aligned import aligned_pca, signs
-from t3vis.viewer.columns import columns_of
+from t3vis.example_columns import columns_of
 from tests.test_analyze_projection import LAYERS, recorded
 
 
