@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 BLOCK_BYTES = 32 << 20
 """Of an array, that one task reads; it computes with a few times as much."""
+NEIGHBOUR_BYTES = 64
+"""Of a neighbour while it is looked for and asked: its id, distance and weight, and what they are made of."""
 _TASKS_PER_THREAD = 2
 
 
@@ -45,16 +47,18 @@ def blocks(array: Array, rows: Iterable[slice], *, axis: int) -> Iterator[Block]
         yield Block(optimize(array[(*before, part)])[0])
 
 
-def row_slices(array: Array, *, axis: int, item_bytes: int | None = None) -> list[slice]:
-    """Slices along an axis of which each is at most `BLOCK_BYTES` of the array, one at least.
+def row_slices(array: Array, *, axis: int, item_bytes: int | None = None, n_neighbours: int = 0) -> list[slice]:
+    """Slices along an axis of which each takes at most `BLOCK_BYTES`; one at least.
 
     Parameters
     ----------
     item_bytes
         Of a value; by default as it is stored.
+    n_neighbours
+        Neighbours that are looked for of each row.
     """
     n_rows = array.shape[axis]
-    row_bytes = array.size // max(n_rows, 1) * (item_bytes or array.dtype.itemsize)
+    row_bytes = array.size // max(n_rows, 1) * (item_bytes or array.dtype.itemsize) + n_neighbours * NEIGHBOUR_BYTES
     size = max(BLOCK_BYTES // max(row_bytes, 1), 1)
     return [slice(start, min(start + size, n_rows)) for start in range(0, max(n_rows, 1), size)]
 

@@ -110,7 +110,8 @@ def suspected_errors(
     if k < 1:
         raise AnalysisError(f"k is {k} but must be at least 1 neighbour.")
     chosen = sample_of(n_examples, n_references(n_examples)) if references is None else references
-    rows = min(row_slices(states, axis=2, item_bytes=4), row_slices(logits, axis=1), key=lambda found: found[0].stop)
+    candidates = row_slices(states, axis=2, item_bytes=4, n_neighbours=k), row_slices(logits, axis=1)
+    rows = min(candidates, key=lambda found: found[0].stop)
     known = gathered_references(client, states, chosen, rows, _directions)
     sent = client.scatter(_Voters(known, labels[known.ids]), broadcast=True)
     step = voting_sample(n_examples).step or 1

@@ -112,7 +112,7 @@ def outliers(
         raise AnalysisError(f"k is {k} but must be at least 1 neighbour.")
     nearest, own = _mahalanobis(states, labels, client=client, shrinkage=shrinkage)
     chosen = sample_of(len(labels), n_references(len(labels))) if references is None else references
-    rows = row_slices(states, axis=0, item_bytes=4)
+    rows = row_slices(states, axis=0, item_bytes=4, n_neighbours=k)
     known = client.scatter(gathered_references(client, states, chosen, rows, _as_float32), broadcast=True)
     tasks = ((block, part, k, known) for block, part in zip(blocks(states, rows, axis=0), rows, strict=True))
     distance = np.concatenate(list(in_order(client, _knn_distance, tasks)))

@@ -85,7 +85,8 @@ def test_names_of_arrays_are_those_of_their_content(tmp_path: Path) -> None:
 
 
 def test_agreement_with_the_analyses_in_memory(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 6_000)  # 166 examples of logits, 83 of states
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 6_000)  # 166 examples of logits, fewer of states
+    monkeypatch.setattr(blocks, "NEIGHBOUR_BYTES", 1)
     workers = client.run(os.getpid)
     run = odd_run(tmp_path / "run.zarr")
     train, labels, arrays = run.train, run.train.labels, run.to_dask()["train"]
@@ -107,6 +108,13 @@ def test_agreement_with_the_analyses_in_memory(client: Client, tmp_path: Path, m
     places = distributed.coordinates(axes, kept, client=client)
     np.testing.assert_allclose(places, expected.coordinates(Layer(train, -1, -1)[known]), rtol=1e-6)
     assert client.run(os.getpid) == workers  # none had to be started again
+
+
+def test_a_block_is_as_small_as_its_neighbours_need_it_to_be() -> None:
+    states = da.zeros((1_000_000, 16), np.float16)
+    sizes = [rows.stop - rows.start for rows in blocks.row_slices(states, axis=0, item_bytes=4, n_neighbours=100)]
+    assert max(sizes) * (16 * 4 + 100 * blocks.NEIGHBOUR_BYTES) <= blocks.BLOCK_BYTES
+    assert sum(sizes) == 1_000_000
 
 
 @pytest.mark.parametrize("form", FORMS)
