@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t3vis.analysis.data_map import DataMap, regions
-from t3vis.analysis.selection import dropped, example_weights, kept, select
+from t3vis.analysis.generalised_quality import regression_suspects
+from t3vis.analysis.label_quality import Suspects
+from t3vis.analysis.selection import dropped, example_weights, kept, select, suspect_ids
 from t3vis.errors import AnalysisError
 
 NAN = np.nan
@@ -124,6 +126,31 @@ def test_kept_filters_a_dataset_by_example_id():
         kept(dataset, np.array([0, 6]))
 
 
+def suspects(score, suggested_prob) -> Suspects:
+    n = len(score)
+    rest = dict.fromkeys(
+        ("self_confidence", "normalized_margin", "confidence_weighted_entropy", "aum", "neighbour_agreement"),
+        np.zeros(n),
+    )
+    probs = np.array(suggested_prob, dtype=float)
+    return Suspects(np.array(score, dtype=float), np.where(np.isnan(probs), -1, 0), probs, **rest)
+
+
+def test_suspects_are_those_of_which_another_label_is_more_credible():
+    found = suspects([0.6, 0.6, 0.9, NAN, 0.5], [0.3, 0.45, 0.2, NAN, 0.5])
+    assert suspect_ids(found).tolist() == [1, 2]  # credible: 0.4 and 0.1 of the given; equal is not more
+    assert suspect_ids(found, fraction=0.25).tolist() == [2]  # of the four that are known
+    assert suspect_ids(found, fraction=1).tolist() == [0, 1, 2, 4]
+    assert suspect_ids(suspects([NAN], [NAN])).tolist() == []
+
+
+def test_suspects_of_numbers_need_a_fraction():
+    found = regression_suspects(np.array([[[1.0], [5.0]]]), np.array([[1.0], [1.0]]), scale=2)
+    with pytest.raises(AnalysisError, match=r"no other label is suggested .*; pass fraction=0\.05"):
+        suspect_ids(found)
+    assert suspect_ids(found, fraction=0.5).tolist() == [1]
+
+
 def test_weights_by_hand():
     # Mean 0.2; (0.1 / 0.2 + 1) / 2 and (0.3 / 0.2 + 1) / 2.
     assert example_weights(np.array([0.1, 0.3, NAN]), smoothing=1) == pytest.approx([0.75, 1.25, 1])
@@ -146,6 +173,7 @@ def test_weights_have_mean_one_and_keep_the_order(values, smoothing):
         (lambda: select(SIX, "medium"), "strategy is 'medium' but must be one of ambiguous, easy"),
         (lambda: select(SIX, "easy", fraction=1.5), "fraction is 1.5"),
         (lambda: select(SIX, "easy", labels=np.zeros(3, int)), "labels has 3 examples but the data map has 6"),
+        (lambda: suspect_ids(suspects([0.1], [0.2]), fraction=-1), "fraction is -1"),
         (lambda: dropped(3, np.array([3])), "ids run from 3 to 3"),
         (lambda: example_weights(np.array([-1.0])), "at least 0"),
     ],
