@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from t3vis.store.schema import PASS_ARRAYS
 from t3vis.viewer.columns import Kind
@@ -98,7 +98,7 @@ SCHEMAS: dict[str, Schema] = {
             "id": {**TEXT, "description": "such as confidence, loss@3 (epoch 3) or x:tsne:12@3 (layer 12)"},
             "title": TEXT,
             "group": TEXT,
-            "kind": {"enum": list(Kind.__args__)},
+            "kind": {"enum": list(get_args(Kind))},
             "description": TEXT,
             "dtype": {"enum": ["f4", "u1", "u2"], "description": "of the bytes under url, little-endian"},
             "missing": {"enum": [None, 255, 65535], "description": "code of what is missing; null for numbers: NaN"},
