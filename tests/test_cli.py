@@ -86,6 +86,7 @@ def test_every_command_is_tested() -> None:
         "analyze attention classes compact demo export info plot project push rank repair report select suspects verify"
     )
     elsewhere = "explain heads"  # they need a checkpoint: test_explain.py, test_heads_command.py
+    elsewhere += " merge"  # it needs parts: callbacks/test_processes.py
     elsewhere += " serve view"  # they serve until they are interrupted: viewer/test_view_command.py
     assert sorted(commands()) == sorted(f"{above} {elsewhere}".split())
 

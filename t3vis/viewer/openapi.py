@@ -108,11 +108,7 @@ def document(paths: list[str]) -> dict[str, Any]:
             method: {
                 "summary": summary,
                 "parameters": _parameters(path),
-                "responses": {
-                    "200": {"description": "as said", "content": content},
-                    **_not_yet(path),
-                    **{code: {"description": said, "content": json_of("Error")} for code, said in ERRORS.items()},
-                },
+                "responses": _responses(path, content),
                 **({"requestBody": {"required": True, "content": _body(path)}} if method == "post" else {}),
             }
         }
@@ -132,10 +128,12 @@ COMPUTED = ("/columns/{key}", "/splits/{split}/figures/{kind}")
 """What may have to be computed first."""
 
 
-def _not_yet(path: str) -> dict[str, Any]:
-    if path not in COMPUTED:
-        return {}
-    return {"202": {"description": "it is being computed; ask again in a second", "content": json_of("Computing")}}
+def _responses(path: str, content: Content) -> dict[str, Any]:
+    found: dict[str, Any] = {"200": {"description": "as said", "content": content}}
+    if path in COMPUTED:
+        said = "it is being computed; ask again in a second"
+        found["202"] = {"description": said, "content": json_of("Computing")}
+    return found | {code: {"description": said, "content": json_of("Error")} for code, said in ERRORS.items()}
 
 
 def _body(path: str) -> Content:
@@ -144,7 +142,7 @@ def _body(path: str) -> Content:
 
 def _parameters(path: str) -> list[dict[str, Any]]:
     in_path = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-    of_path = [
+    of_path: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": IN_PATH.get(name, {"type": "string"})}
         for name in in_path
     ]
