@@ -58,7 +58,7 @@ def test_label_errors(names: dict[str, Any], capsys: pytest.CaptureFixture[str])
     run_page("recipes/label_errors.md", names)
     first, *_ = names["suspects"].ranking()
     assert capsys.readouterr().out.startswith(f"{first:6} {names['suspects'].score[first]:.2f} ")
-    assert len(names["cleaner"]) == N_EXAMPLES - N_EXAMPLES // 10
+    assert len(names["cleaner"]) == N_EXAMPLES - round(N_EXAMPLES / 10)
 
 
 def test_pick_a_third(names: dict[str, Any]) -> None:
