@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from t3vis.analyze import analyzed_suspects
 from t3vis.analyze_projection import last_map
-from t3vis.errors import AnalysisError, ConfigurationError
+from t3vis.errors import AnalysisError, ConfigurationError, ProbingError
 from t3vis.example_columns import Column, columns_of
 from t3vis.store.reader import Run, Split
 from t3vis.store.results import result_names
@@ -33,6 +34,7 @@ from t3vis.viewer.texts import rows
 
 if TYPE_CHECKING:
     from t3vis.viewer.kept_answers import KeptAnswers
+    from t3vis.viewer.models import Models
 
 MAX_IN_FILE = 200_000
 """Examples that one HTML file may hold; browsers open more of them slowly, or not at all."""
@@ -84,6 +86,8 @@ def export_viewer(
     ------
     ConfigurationError
         If there is something at `path`, or one file would have to hold more than 200,000 examples.
+    ProbingError
+        If the model that was named cannot be loaded; a checkpoint that cannot be is left out.
     """
     if path.exists():
         raise ConfigurationError(f"{path} is there already; remove it, or export to another path.")
@@ -93,7 +97,9 @@ def export_viewer(
         raise ConfigurationError(
             f"{run.path} has {n_examples:,} examples, and one file may hold {MAX_IN_FILE:,}; export to a folder."
         )
-    found = _resources(run, examples, _Asked(model, trust_remote_code), say)
+    asked = _Asked(model, trust_remote_code)
+    asked.check(run)
+    found = _resources(run, examples, asked, say)
     path.parent.mkdir(parents=True, exist_ok=True)
     if is_file:
         path.write_text(_one_file(found), encoding="utf-8")
@@ -120,22 +126,36 @@ def _resources(run: Run, examples: Sequence[int] | None, asked: _Asked, say: Cal
     yield "run.json", _json(about)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Asked:
     """Which model is asked before the page is there."""
 
     model: Path | None
     trust_remote_code: bool
 
+    @cached_property
+    def _models(self) -> Models:
+        from t3vis.viewer.models import Models  # torch takes seconds to load
+
+        return Models(self.model, trust_remote_code=self.trust_remote_code)
+
+    def check(self, run: Run) -> None:
+        """See that a model that was named can be loaded, before anything is written."""
+        if self.model is not None:
+            for split in run.splits.values():
+                self._models.of(split, None)
+
     def answers(self, run: Run, split: Split, say: Callable[[str], None]) -> KeptAnswers | None:
         if self.model is None and not any(record.checkpoint for record in split.passes):
             say(f"left out: what the model says to examples of {split.name} (no model; name its folder)")
             return None
         from t3vis.viewer.kept_answers import KeptAnswers  # torch takes seconds to load
-        from t3vis.viewer.models import Models
 
-        models = Models(self.model, trust_remote_code=self.trust_remote_code)
-        return KeptAnswers(run, split, models, named=self.model is not None, say=say)
+        try:
+            return KeptAnswers(run, split, self._models, named=self.model is not None, say=say)
+        except ProbingError as error:
+            say(f"left out: what the model says to examples of {split.name} ({error})")
+            return None
 
 
 def _of_split(run: Run, split: Split, root: str, chosen: Sequence[int], say: Callable[[str], None]) -> Resources:

@@ -1,6 +1,8 @@
 """What an exported page holds of the model's answers: the same as the model itself says."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from playwright.sync_api import Locator, Page, expect
 from t3vis import open_run
 from t3vis.checkpointed import pass_with_checkpoint
 from t3vis.cli import main
+from t3vis.errors import ProbingError
 from t3vis.probing.attention import attention_weights
 from t3vis.probing.encoded import encoded, stacked
 from t3vis.probing.model import load_model
@@ -145,3 +148,17 @@ def test_without_a_model_there_are_no_answers(plain, tmp_path):
     export_viewer(open_run(plain), tmp_path / "site", examples=[1], say=said.append)
     assert json.loads((tmp_path / "site/data/run.json").read_text())["probing"]["kept"] == {}
     assert any("no model" in line for line in said)
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_left_out_and_a_model_that_was_named_is_not(asked, tmp_path):
+    shutil.copytree(asked.parent, tmp_path / "runs")
+    run = open_run(tmp_path / "runs" / asked.name)
+    folder = pass_with_checkpoint(run.train)[1].path
+    (folder / "config.json").write_text("{}")
+    said: list[str] = []
+    export_viewer(run, tmp_path / "site", examples=[1], say=said.append)
+    assert json.loads((tmp_path / "site/data/run.json").read_text())["probing"]["kept"] == {}
+    assert any("what the model says" in line and str(folder) in line for line in said)
+    with pytest.raises(ProbingError, match=re.escape(str(folder))):
+        export_viewer(run, tmp_path / "other", examples=[1], model=folder)
+    assert not (tmp_path / "other").exists()
