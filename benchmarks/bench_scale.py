@@ -89,10 +89,15 @@ def record(path: Path, n_examples: int, states: Path | None) -> float:
 
 
 def seal(path: Path, _: int, __: Path | None) -> float:
-    """Seconds of sealing both epochs and removing their segments."""
+    """Seconds of sealing both epochs, until they are on the disk, and removing their segments.
+
+    At every size the disk is waited for: else small runs would be timed in memory, and large ones as the disk lets them.
+    """
+    os.sync()  # what the recording wrote
     began = time.perf_counter()
     for epoch in range(N_EPOCHS):
         seal_pass(path, "train", epoch)
+    os.sync()
     remove_sealed_segments(path, "train")
     return time.perf_counter() - began
 

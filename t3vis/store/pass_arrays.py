@@ -22,7 +22,7 @@ from t3vis.store.segments import Merge
 from t3vis.store.shard import write_rows
 from t3vis.store.storage import as_path
 
-GATHERED_BYTES = 1 << 30
+GATHERED_BYTES = 512 << 20
 """Of a layer that is larger so much is put in order at a time, and the segments are read as many times."""
 _TYPICAL_LENGTH = 64  # values of a ragged row; where there are more, there are more shards
 
