@@ -91,7 +91,7 @@ def record(path: Path, n_examples: int, states: Path | None) -> float:
 def seal(path: Path, _: int, __: Path | None) -> float:
     """Seconds of sealing both epochs, until they are on the disk, and removing their segments.
 
-    At every size the disk is waited for: else small runs would be timed in memory, and large ones as the disk lets them.
+    At every size the disk is waited for: else small runs would be timed in memory, and large ones on the disk.
     """
     os.sync()  # what the recording wrote
     began = time.perf_counter()
@@ -100,6 +100,24 @@ def seal(path: Path, _: int, __: Path | None) -> float:
     os.sync()
     remove_sealed_segments(path, "train")
     return time.perf_counter() - began
+
+
+def raw_files(path: Path, _: int, __: Path | None) -> float:
+    """Seconds of writing as many bytes as the sealed run has to plain files, until they are on the disk."""
+    n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    block = np.random.default_rng(0).bytes(1 << 20)
+    folder = path.with_name("raw")
+    folder.mkdir()
+    os.sync()
+    began = time.perf_counter()
+    for number, start in enumerate(range(0, n_bytes, 32 << 20)):
+        with (folder / str(number)).open("wb", buffering=0) as file:
+            for place in range(start, min(start + (32 << 20), n_bytes), len(block)):
+                file.write(block[: n_bytes - place])
+    os.sync()
+    seconds = time.perf_counter() - began
+    shutil.rmtree(folder)
+    return seconds
 
 
 def opening(path: Path, _: int, __: Path | None) -> float:
@@ -165,16 +183,17 @@ def _median(work: Callable[[], Any], n_times: int) -> float:
     return statistics.median(seconds)
 
 
-MEASURES: dict[str, tuple[Callable[[Path, int, Path | None], float], float, bool]] = {
+MEASURES: dict[str, tuple[Callable[[Path, int, Path | None], float], float | None, bool]] = {
     "recording": (record, LINEAR, True),
     "sealing": (seal, LINEAR, False),
+    "raw files as large": (raw_files, None, False),
     "opening": (opening, CONSTANT, True),
     "data map": (mapping, LINEAR, False),
     "filter": (filtering, LINEAR, False),
     "page of the table": (paging, CONSTANT, True),
     "one example": (example, CONSTANT, True),
 }
-"""What is measured, the largest slope of its seconds, and whether its memory must not grow."""
+"""What is measured, the largest slope of its seconds (if it has one), and whether its memory must not grow."""
 
 
 # How it is measured
@@ -218,7 +237,10 @@ def grown(title: str, sizes: tuple[int, ...], states: Path | None, folder: Path,
         cells = "".join(f"{s:>10.4g} s{m:>5.0f} MB" for s, m in figures)
         print(f"{name:20}{cells}{slopes[0]:>8.2f}{slopes[1]:>8.2f}", flush=True)
         _, largest, is_flat = MEASURES[name]
-        report.target(f"{name}, {title}: slope of the seconds", slopes[0], at_most=largest)
+        if largest is None:
+            report.printed(f"{name}, {title}: slope of the seconds", slopes[0])
+        else:
+            report.target(f"{name}, {title}: slope of the seconds", slopes[0], at_most=largest)
         if is_flat:
             report.target(f"{name}, {title}: slope of the memory", slopes[1], at_most=CONSTANT)
         else:
@@ -226,6 +248,12 @@ def grown(title: str, sizes: tuple[int, ...], states: Path | None, folder: Path,
         for size, (s, m) in zip(sizes, figures, strict=True):
             report.printed(f"{name}, {title}, {size:,}: seconds", s)
             report.printed(f"{name}, {title}, {size:,}: MB", m)
+    raw = [
+        sealed / written
+        for (sealed, _), (written, _) in zip(found["sealing"], found["raw files as large"], strict=True)
+    ]
+    print(f"{'sealing / raw files':20}" + "".join(f"{ratio:>20.2f}" for ratio in raw) + f"{slope(sizes, raw):>8.2f}")
+    report.target(f"sealing in raw files as large, {title}: slope", slope(sizes, raw), at_most=CONSTANT)
 
 
 def main() -> None:
