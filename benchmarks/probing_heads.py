@@ -89,7 +89,8 @@ def agreement_table(data: Path, report: Report, *, quick: bool) -> None:
         for score, of_effects in seen.items():
             for (effect, short), bound in zip(EFFECTS.items(), of_effects, strict=True):
                 if bound is not None:
-                    report.target(f"{name}: {score} with {short}", rows[name][score][effect], at_least=bound)
+                    found_here = round(rows[name][score][effect], 3)  # as the figures that are to be reached
+                    report.target(f"{name}: {score} with {short}", found_here, at_least=bound)
         for score, found in rows[name].items():
             for effect, short in EFFECTS.items():
                 report.figures.setdefault(
