@@ -62,7 +62,12 @@ def _view(options: argparse.Namespace) -> None:
 
 
 def _ids(given: str) -> list[int]:
-    return [int(number) for number in given.split(",")]
+    try:
+        return [int(number) for number in given.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected ids with commas between them, such as 3,17; found {given!r}"
+        ) from None
 
 
 def _serve(options: argparse.Namespace) -> None:

@@ -85,12 +85,17 @@ def export_viewer(
     Raises
     ------
     ConfigurationError
-        If there is something at `path`, or one file would have to hold more than 200,000 examples.
+        If there is something at `path`, no split has one of `examples`, or one file would have to hold more than
+        200,000 examples.
     ProbingError
         If the model that was named cannot be loaded; a checkpoint that cannot be is left out.
     """
     if path.exists():
         raise ConfigurationError(f"{path} is there already; remove it, or export to another path.")
+    most = max((split.n_examples for split in run.splits.values()), default=0)
+    unknown = next((number for number in examples or () if not 0 <= number < most), None)
+    if unknown is not None:
+        raise ConfigurationError(f"no split of {run.path} has an example {unknown}; ids go from 0 to {most - 1}.")
     is_file = path.suffix == ".html"
     n_examples = sum(split.n_examples for split in run.splits.values())
     if is_file and n_examples > MAX_IN_FILE:
@@ -112,7 +117,9 @@ def _resources(run: Run, examples: Sequence[int] | None, asked: _Asked, say: Cal
     about = described(run)
     kept = {}
     for number, split in enumerate(run.splits.values()):
-        chosen = _chosen(run, split) if examples is None else [i for i in examples if 0 <= i < split.n_examples]
+        chosen = (
+            _chosen(run, split) if examples is None else [i for i in dict.fromkeys(examples) if i < split.n_examples]
+        )
         yield from _of_split(run, split, f"splits/{number}", sorted(chosen), say)
         answers = asked.answers(run, split, say)
         if answers is not None:

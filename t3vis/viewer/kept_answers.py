@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -76,13 +77,18 @@ class KeptAnswers:
 
 def _said(loaded: Loaded, asked: Asked) -> dict[str, Any]:
     predicted = predicted_everywhere(loaded, asked)
-    choices = sorted(predicted["choices"], key=lambda choice: -choice["logit"])
+    choices = sorted(predicted["choices"], key=_rank)
     listed = [choice["class"] for choice in choices[:MOST_EXPLAINED]]
     label = asked.label
     if getattr(label, "ndim", 1) == 0 and int(label) not in listed and int(label) < len(choices):
         listed.append(int(label))
     saliency = {number: explained(loaded, asked, (), None, number, None) for number in listed}
     return {"predicted": predicted, "saliency": saliency}
+
+
+def _rank(choice: dict[str, Any]) -> float:
+    """The most probable first, what is not finite last."""
+    return math.inf if choice["logit"] is None else -choice["logit"]
 
 
 def _weights(layers: list[Layer]) -> bytes:

@@ -21,6 +21,10 @@ from t3vis.probing.saliency import explain
 from t3vis.recorded_example import tokenizer_of
 from t3vis.viewer import kept_answers
 from t3vis.viewer.export import export_viewer
+from t3vis.viewer.instances import explained, of_text, predicted, predicted_everywhere
+from t3vis.viewer.models import Loaded
+from tests.probing.examples import word_tokenizer
+from tests.probing.models import language_model
 from tests.viewer.asked import NAMES
 from tests.viewer.browser import READY
 
@@ -105,6 +109,7 @@ def test_attention_of_every_head_from_every_token(page, exported, model):
 def test_other_examples_lead_to_those_that_are_held(page, exported):
     opened(page, exported, example=7, heads="pattern", headsOf="example")
     expect(page.get_by_role("region", name="Attention Head View")).to_contain_text("of these examples: 4, 40")
+    expect(instance(page)).to_contain_text(f"gold label: {NAMES[7 % 3]}")
     instance(page).get_by_role("button", name="40", exact=True).click()
     expect(instance(page)).to_contain_text("example 40")
     expect(instance(page).locator('[data-class="0"]')).to_be_visible()
@@ -162,3 +167,30 @@ def test_a_checkpoint_that_cannot_be_loaded_is_left_out_and_a_model_that_was_nam
     with pytest.raises(ProbingError, match=re.escape(str(folder))):
         export_viewer(run, tmp_path / "other", examples=[1], model=folder)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [("3,many", "such as 3,17; found '3,many'"), ("3,-1", "example -1"), ("48", "ids go from 0 to 47")],
+)
+def test_examples_that_are_none_are_refused(asked, tmp_path, capsys, ids, message):
+    command = ["view", str(asked), "--export", str(tmp_path / "site"), f"--examples={ids}"]
+    try:
+        status = main(command)
+    except SystemExit as error:
+        status = error.code
+    assert status in (1, 2)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_model_that_answers_at_every_token_has_its_answers_at_each(tmp_path):
+    tokenizer = word_tokenizer()
+    loaded = Loaded(language_model("gpt2").eval(), tokenizer, "tiny", "tiny")
+    asked = of_text(loaded, ["it was a good film"])
+    found = predicted_everywhere(loaded, asked)
+    assert [place["position"] for place in found["places"]] == list(range(len(asked.example)))
+    for position, place in enumerate(found["places"]):
+        assert place["choices"] == predicted(loaded, asked, (), position)["choices"]
+    assert found["choices"] == found["places"][-1]["choices"] != found["places"][0]["choices"]
+    assert explained(loaded, asked, (), None, None, None)["method"] == "attnlrp"

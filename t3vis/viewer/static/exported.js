@@ -35,7 +35,7 @@ export async function answer(path, options) {
   }
   if (what === "rows") return asJson({ rows: await Promise.all(searchParams.get("ids").split(",").map((id) => textsOf(root, Number(id)))) });
   if (what === "search") return search(root, searchParams.get("q"));
-  if (what === "examples") return asJson((await json(`${root}/examples.json`))[which] ?? { id: Number(which), text: await textsOf(root, Number(which)), passes: [], tokens: null });
+  if (what === "examples") return asJson((await json(`${root}/examples.json`))[which] ?? { id: Number(which), label: await labelOf(root, Number(which)), text: await textsOf(root, Number(which)), passes: [], tokens: null });
   throw new Error(NO_SERVER);
 }
 
@@ -72,6 +72,15 @@ async function headOf(found, layer, head) {
 
 /** The number that sixteen bits stand for, 0 or more: weights are. */
 const fromHalf = (bits) => (bits < 1024 ? bits * 2 ** -24 : (1 + (bits & 1023) / 1024) * 2 ** ((bits >> 10) - 15));
+
+/** The class of an example of which no more is there than its columns; -1 if it has none. */
+async function labelOf(root, id) {
+  const column = (await json(`${root}/columns.json`)).columns.find((one) => one.id === "label" && one.kind === "category");
+  if (!column) return -1;
+  const bytes = await (await resource(`columns/${column.url.split("/").at(-1)}.bin`)).arrayBuffer();
+  const code = new (column.dtype === "u1" ? Uint8Array : Uint16Array)(bytes)[id];
+  return code === column.missing ? -1 : code;
+}
 
 async function search(root, wanted) {
   const { n } = await json(`${root}/columns.json`);
