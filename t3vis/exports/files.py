@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
@@ -15,22 +18,12 @@ from t3vis.exports.table import ArrowColumn, batches
 
 def write_parquet(path: Path, columns: Sequence[ArrowColumn], n_examples: int) -> None:
     """One row group for each batch."""
-    found = batches(columns, n_examples)
-    first = next(found)
-    with pq.ParquetWriter(path, first.schema) as writer:
-        writer.write_batch(first)
-        for batch in found:
-            writer.write_batch(batch)
+    _write_batches(partial(pq.ParquetWriter, path), columns, n_examples)
 
 
 def write_csv(path: Path, columns: Sequence[ArrowColumn], n_examples: int) -> None:
     """With a header; what is not known is empty, and so is told from an empty text, which is quoted."""
-    found = batches(columns, n_examples)
-    first = next(found)
-    with pc.CSVWriter(path, first.schema) as writer:
-        writer.write_batch(first)
-        for batch in found:
-            writer.write_batch(batch)
+    _write_batches(partial(pc.CSVWriter, path), columns, n_examples)
 
 
 def write_jsonl(path: Path, columns: Sequence[ArrowColumn], n_examples: int) -> None:
@@ -45,6 +38,14 @@ def json_rows(columns: Sequence[ArrowColumn], n_examples: int) -> Iterator[dict[
     for batch in batches(columns, n_examples):
         for row in batch.to_pylist():
             yield {name: _plain(value) for name, value in row.items()}
+
+
+def _write_batches(opened: Callable[[pa.Schema], Any], columns: Sequence[ArrowColumn], n_examples: int) -> None:
+    found = batches(columns, n_examples)
+    first = next(found)
+    with opened(first.schema) as writer:
+        for batch in chain([first], found):
+            writer.write_batch(batch)
 
 
 def _plain(value: Any) -> Any:

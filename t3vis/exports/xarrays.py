@@ -95,7 +95,7 @@ def _coordinates(split: Split, variables: dict[str, Any]) -> dict[str, Any]:
     arrays = split.attributes.get("arrays", {})
     for dim, name in (("layer", "hidden_states"), ("decoder_layer", "decoder_hidden_states")):
         if name in variables:
-            found[dim] = arrays[name]["layers"]
+            found[dim] = arrays.get(name, {}).get("layers", np.arange(variables[name].sizes[dim]))
     if "head_gradients" in variables:
         found["attention"] = np.arange(variables["head_gradients"].shape[1])
         found["module"] = "attention", arrays["head_gradients"]["modules"]

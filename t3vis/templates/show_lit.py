@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ def main() -> None:
     from lit_nlp import dev_server, server_flags
     from lit_nlp.api import dataset, model, types
 
-    class Recorded(model.Model):  # type: ignore[misc]
+    class Recorded(model.Model):  # type: ignore[misc]  # LIT has no types
         """Probabilities of the classes, and hidden states, by the id of the example."""
 
         def __init__(self) -> None:
@@ -35,8 +37,8 @@ def main() -> None:
             }
             return {name: kinds[name] for name in self._arrays}
 
-        def predict(self, inputs: object, **_: object) -> object:
-            for one in inputs:  # type: ignore[attr-defined]
+        def predict(self, inputs: Iterable[dict[str, Any]], **_: object) -> Iterator[dict[str, Any]]:
+            for one in inputs:
                 yield {name: np.nan_to_num(array[int(one["example"])]) for name, array in self._arrays.items()}
 
     flags.FLAGS(sys.argv)
