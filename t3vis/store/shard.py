@@ -166,8 +166,8 @@ def write_rows(
 ) -> dict[Path, int]:
     """Write rows of one leading index (an epoch and a layer, say) as shards; a codec runs in a few threads.
 
-    Without one the caller's thread writes: a thread beside it costs a fifth more CPU time and saves a seventh of the
-    seconds, which training needs more.
+    Without one the caller's thread writes: a second thread takes a fifth more CPU time and saves a sixth of the seconds
+    (benchmarks/bench_store.py), and it is CPU time that the training beside it needs.
 
     Parameters
     ----------
