@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from openTSNE import TSNE, TSNEEmbedding, initialization
 from openTSNE.affinity import PerplexityBasedNN, Uniform
 from openTSNE.nearest_neighbors import PrecomputedNeighbors
-from rounds import peak_megabytes
+from rounds import Report, peak_megabytes
 from sklearn.manifold import trustworthiness
 
 from t3vis.analysis import neighbours
@@ -49,6 +49,7 @@ from t3vis.analysis.projection import (
     Phase,
     displacement,
     pca_start,
+    phases_after,
     place,
     tsne,
 )
@@ -58,6 +59,7 @@ from t3vis.analysis.states import unit_rows
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PARTS = ("choices", "tsne10k", "tsne50k", "next", "quality", "neighbours", "landmarks")
 DATA_SETS = ("banking77", "sst2", "multi30k")
+DEFAULT = " (the default)"
 
 
 def main() -> None:
@@ -77,9 +79,12 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, "
         f"openTSNE {openTSNE.__version__}, scikit-learn {sklearn.__version__}; CPU seconds"
     )
-    figures = {part: REPORTS[part](options) for part in options.parts or PARTS}
+    report = Report()
+    for part in options.parts or PARTS:
+        REPORTS[part](options, report)
+    report.summary()
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps(report.figures, indent=2) + "\n")
 
 
 def measured(options: argparse.Namespace, function: str, **arguments: Any) -> dict[str, Any]:
@@ -146,7 +151,7 @@ def map_by(data: Path, name: str, n_examples: int, choice: str) -> dict[str, flo
 CHOICES = ("uniform 15", "uniform 30", "perplexity 30", "PCA to 50 first", "exaggeration 4 left on")
 
 
-def report_choices(options: argparse.Namespace) -> dict[str, Any]:
+def report_choices(options: argparse.Namespace, report: Report) -> None:
     """One line per choice, one column per data set."""
     n_examples = 2_000 if options.quick else 5_000
     found = {
@@ -159,7 +164,8 @@ def report_choices(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{'':24}" + "".join(f"{name:>20}" for name in DATA_SETS))
     for choice, row in found.items():
         print(f"{choice:24}" + "".join(f"{row[name]['recall']:12.3f}{row[name]['cpu']:6.0f} s" for name in DATA_SETS))
-    return found
+        for name in DATA_SETS:
+            report.printed(f"recall of {n_examples:,} {name}, {choice}", row[name]["recall"])
 
 
 # tsne10k, tsne50k: beside openTSNE called by hand
@@ -189,7 +195,7 @@ def map_of(data: Path, name: str, n_examples: int, by: str, n_iter: list[int]) -
     return {"cpu": cpu, "wall": wall, "kl": divergence(graph, coordinates), "recall": recall(graph, coordinates)}
 
 
-def report_tsne(options: argparse.Namespace, n_examples: int) -> dict[str, Any]:
+def report_tsne(options: argparse.Namespace, report: Report, *, n_examples: int) -> None:
     """Ours over theirs."""
     n_examples, n_iter = (2_000, [25, 50]) if options.quick else (n_examples, [phase.n_iter for phase in FRESH])
     ours, theirs = (
@@ -199,7 +205,10 @@ def report_tsne(options: argparse.Namespace, n_examples: int) -> dict[str, Any]:
     print(f"\nt-SNE of {n_examples:,} states      t3vis   openTSNE    ratio")
     for key in ("cpu", "wall", "kl", "recall"):
         print(f"  {key:20}{ours[key]:12.3f}{theirs[key]:11.3f}{ours[key] / theirs[key]:9.3f}")
-    return {"t3vis": ours, "openTSNE": theirs}
+    of = f"t-SNE of {n_examples:,}, of openTSNE by hand"
+    report.target(f"{of}: CPU time", ours["cpu"] / theirs["cpu"], at_most=1.05)
+    report.target(f"{of}: KL divergence", ours["kl"] / theirs["kl"], at_most=1.01)
+    report.target(f"{of}: neighbour recall", ours["recall"] / theirs["recall"], at_least=1)
 
 
 # next: the map of the next epoch, started from the last
@@ -212,13 +221,12 @@ def next_map(data: Path, name: str, n_examples: int) -> dict[str, Any]:
     graph_before, graph = neighbour_graph(before), neighbour_graph(after)
     last = tsne(graph_before, pca_start(before)).coordinates
     fresh, cpu_fresh = timed(lambda: tsne(graph, pca_start(after)))
-    found: dict[str, Any] = {
-        "overlap": float(neighbour_overlap(graph_before, graph).mean()),
-        "fresh": described(fresh, graph, last, cpu_fresh),
-    }
+    overlap = float(neighbour_overlap(graph_before, graph).mean())
+    found: dict[str, Any] = {"overlap": overlap, "fresh": described(fresh, graph, last, cpu_fresh)}
+    default = phases_after(overlap)
     ways = {
-        "held": CONTINUED,
-        "rearranged": REARRANGED,
+        marked("held", CONTINUED, default): CONTINUED,
+        marked("rearranged", REARRANGED, default): REARRANGED,
         "openTSNE's rate": (Phase(300, 1),),
         "exaggeration 1.5": (Phase(50, 1.5), Phase(250, 1, CONTINUED[0].learning_rate)),
     }
@@ -228,6 +236,11 @@ def next_map(data: Path, name: str, n_examples: int) -> dict[str, Any]:
         floor = float(np.sqrt((displacement(last, still.coordinates) ** 2).mean()))
         found[how] = {**described(continued, graph, last, cpu), "floor": floor}
     return found
+
+
+def marked(name: str, phases: tuple[Phase, ...], default: tuple[Phase, ...]) -> str:
+    """The name of a way, and whether it is the one that t3vis takes."""
+    return f"{name}{DEFAULT}" if phases == default else name
 
 
 def jittered(coordinates: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -241,23 +254,23 @@ def described(made: Any, graph: NeighbourGraph, last: NDArray[np.floating], cpu:
     return {"cpu": cpu, "kl": made.kl_divergence, "recall": recall(graph, made.coordinates), "moved": moved}
 
 
-def report_next(options: argparse.Namespace) -> dict[str, Any]:
+def report_next(options: argparse.Namespace, report: Report) -> None:
     """One table per data set; the first line is what the others are measured against."""
     n_examples = 2_000 if options.quick else 5_000
-    figures = {}
     for name in ("banking77", "sst2"):
         found = measured(options, "next_map", name=name, n_examples=n_examples)
         overlap = found.pop("overlap")
         print(f"\nnext epoch of {name}, {n_examples:,} states; neighbour overlap of the epochs {overlap:.3f}")
-        print(f"{'from the last':24}     CPU s   of fresh      KL   of fresh   recall    moved    floor")
+        print(f"{'from the last':26}   CPU s   of fresh      KL   of fresh   recall    moved    floor")
         for how, row in found.items():
             cpu, kl = row["cpu"] / found["fresh"]["cpu"], row["kl"] / found["fresh"]["kl"]
             print(
-                f"{how:24}{row['cpu']:10.1f}{cpu:11.2f}{row['kl']:8.3f}{kl:11.3f}{row['recall']:9.3f}"
+                f"{how:26}{row['cpu']:8.1f}{cpu:11.2f}{row['kl']:8.3f}{kl:11.3f}{row['recall']:9.3f}"
                 f"{row['moved']:9.3f}{row.get('floor', np.nan):9.3f}"
             )
-        figures[name] = {**found, "overlap": overlap}
-    return figures
+            if how.endswith(DEFAULT):
+                report.target(f"next epoch of {name}, of a fresh map: CPU time", cpu, at_most=0.5)
+                report.target(f"next epoch of {name}, of a fresh map: KL divergence", kl, at_most=1.02)
 
 
 # quality: trustworthiness of every point
@@ -276,7 +289,7 @@ def quality_by(data: Path, n_examples: int, by: str) -> dict[str, float]:
     return {"cpu": cpu, "peak GB": peak, "trustworthiness": float(value)}
 
 
-def report_quality(options: argparse.Namespace) -> dict[str, Any]:
+def report_quality(options: argparse.Namespace, report: Report) -> None:
     """Ours, which is four measures of every point and the graph, beside one measure of the whole."""
     n_examples = 2_000 if options.quick else 20_000
     ours, theirs = (measured(options, "quality_by", n_examples=n_examples, by=by) for by in ("t3vis", "scikit-learn"))
@@ -284,7 +297,9 @@ def report_quality(options: argparse.Namespace) -> dict[str, Any]:
     print(f"\nquality of {n_examples:,} points    t3vis   scikit-learn    ratio")
     for key in ("cpu", "peak GB", "trustworthiness"):
         print(f"  {key:20}{ours[key]:11.4f}{theirs[key]:15.4f}{ours[key] / theirs[key]:9.3f}")
-    return {"t3vis": ours, "scikit-learn": theirs}
+    of = f"quality of {n_examples:,} points"
+    report.target(f"{of}: CPU time, of scikit-learn", ours["cpu"] / theirs["cpu"], at_most=1)
+    report.target(f"{of}: peak memory, GB", ours["peak GB"], at_most=1)
 
 
 # neighbours: exact, and in some of the cells
@@ -314,9 +329,8 @@ def neighbours_by(data: Path, n_examples: int, share: float) -> dict[str, float]
     return {"cpu": cpu, "recall": graph.recall, "cpu of map recall": cpu_of_recall, "wall of map recall": wall}
 
 
-def report_neighbours(options: argparse.Namespace) -> dict[str, Any]:
+def report_neighbours(options: argparse.Namespace, report: Report) -> None:
     """One line for each share of the cells."""
-    figures = {}
     for n_examples, shares in ((50_000, (1, 0.2, 0.1, 0.05)), (100_000, (0.1, 0.05))):
         n_examples = n_examples // 25 if options.quick else n_examples
         print(f"\nneighbours of {n_examples:,} states")
@@ -327,8 +341,9 @@ def report_neighbours(options: argparse.Namespace) -> dict[str, Any]:
                 f"  {how:24}{found['cpu']:7.1f} CPU s, recall {found['recall']:.3f}; recall of a map of them "
                 f"{found['cpu of map recall']:.1f} CPU s ({found['wall of map recall']:.1f} s)"
             )
-            figures[f"{n_examples}, {how}"] = found
-    return figures
+            report.printed(f"neighbours of {n_examples:,}, {how}: CPU seconds", found["cpu"])
+            report.printed(f"neighbours of {n_examples:,}, {how}: recall", found["recall"])
+            report.printed(f"neighbours of {n_examples:,}, {how}: seconds of map recall", found["wall of map recall"])
 
 
 # landmarks: a part of the examples makes the map, the others are placed on it
@@ -354,19 +369,17 @@ def map_by_landmarks(data: Path, n_examples: int, n_landmarks: int) -> dict[str,
     return found | ({"recall of others": float(kept[others].mean())} if len(others) else {})
 
 
-def report_landmarks(options: argparse.Namespace) -> dict[str, Any]:
+def report_landmarks(options: argparse.Namespace, report: Report) -> None:
     """One line for each number of landmarks."""
     n_examples = 2_000 if options.quick else 50_000
     print(f"\nmap of {n_examples:,} states    CPU s, of the others   recall, of landmarks, of the others")
-    figures = {}
     for share in (0.1, 0.25, 0.5, 1):
         found = measured(options, "map_by_landmarks", n_examples=n_examples, n_landmarks=int(share * n_examples))
         print(
             f"  {int(share * n_examples):>7,} landmarks {found['cpu']:16.0f}{found['cpu of others']:15.0f}"
             f"{found['recall']:10.3f}{found['recall of landmarks']:15.3f}{found['recall of others']:15.3f}"
         )
-        figures[str(share)] = found
-    return figures
+        report.printed(f"map of {n_examples:,} by {share:.0%} of them: recall", found["recall"])
 
 
 MEASURED: dict[str, Callable[..., dict[str, Any]]] = {
@@ -377,10 +390,10 @@ MEASURED: dict[str, Callable[..., dict[str, Any]]] = {
     "neighbours_by": neighbours_by,
     "map_by_landmarks": map_by_landmarks,
 }
-REPORTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+REPORTS: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "choices": report_choices,
-    "tsne10k": lambda options: report_tsne(options, 10_000),
-    "tsne50k": lambda options: report_tsne(options, 50_000),
+    "tsne10k": partial(report_tsne, n_examples=10_000),
+    "tsne50k": partial(report_tsne, n_examples=50_000),
     "next": report_next,
     "quality": report_quality,
     "neighbours": report_neighbours,

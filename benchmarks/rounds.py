@@ -158,7 +158,7 @@ class Report:
 
     def summary(self) -> None:
         """All targets, and whether they hold."""
-        print("\nTargets (of what is timed, the median of the rounds)")
+        print("\nTargets (what was timed in rounds: their median)")
         for text, figure in self.figures.items():
             value, bound, ok = figure["value"], figure["target"], figure["ok"]
             if bound is not None:
