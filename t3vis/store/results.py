@@ -2,16 +2,20 @@
 
 A column has one value per example, or is a table over whatever its dimensions are named after.
 
-The group's metadata is written last, so that a result is there whole or not at all. Threads of one process wait for
-each other; of two processes that write the same result at once, one may fail.
+The group's metadata is written last, so that a result is there whole or not at all. Whoever writes holds an exclusive
+``flock`` on ``analysis/zarr.json``, whoever reads a shared one; where the file system knows no locks, only threads of
+one process wait for each other.
 """
 
 from __future__ import annotations
 
+import fcntl
 import math
+import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,10 +65,9 @@ def write_result(
     if not isinstance(run, Path):
         return
     group = run / "analysis" / split / name
-    with _ONE_AT_A_TIME:
-        for parent in (run / "analysis", run / "analysis" / split):
-            if not schema.node_exists(parent):
-                schema.write_metadata(parent, schema.group_metadata())
+    with _writing(run):
+        if not schema.node_exists(group.parent):
+            schema.write_metadata(group.parent, schema.group_metadata())
         _remove(group)
         _write_columns(group, columns, meanings, attributes, dims)
 
@@ -99,7 +102,7 @@ def _write_columns(
 def read_result(run: schema.Node, split: str, name: str) -> Result | None:
     """The result of that name, or ``None`` if there is none."""
     group = run / "analysis" / split / name
-    with _ONE_AT_A_TIME:
+    with _reading(run):
         if not schema.node_exists(group):
             return None
         nodes = sorted((node.parent for node in group.glob("*/zarr.json")), key=str)
@@ -122,10 +125,50 @@ def current_result(run: schema.Node, split: str, name: str, made_of: Mapping[str
 
 def remove_result(run: Path, split: str, name: str) -> None:
     """Remove the result of that name, if there is one; its metadata goes first."""
-    with _ONE_AT_A_TIME:
+    with _writing(run):
         _remove(run / "analysis" / split / name)
 
 
 def _remove(group: Path) -> None:
     (group / "zarr.json").unlink(missing_ok=True)
     shutil.rmtree(group, ignore_errors=True)
+
+
+@contextmanager
+def _writing(run: Path) -> Iterator[None]:
+    """Keep everyone else from the results of a run; makes their group."""
+    with _ONE_AT_A_TIME:
+        while True:
+            if not schema.node_exists(run / "analysis"):
+                schema.write_metadata(run / "analysis", schema.group_metadata())
+            with _locked(run / "analysis" / "zarr.json", os.O_RDWR, fcntl.LOCK_EX) as is_there:
+                if is_there:
+                    yield
+                    return
+
+
+@contextmanager
+def _reading(run: schema.Node) -> Iterator[None]:
+    """Keep writers from the results of a run; a copy at a URL is not written."""
+    with _ONE_AT_A_TIME:
+        if not isinstance(run, Path) or not schema.node_exists(run / "analysis"):
+            yield
+            return
+        with _locked(run / "analysis" / "zarr.json", os.O_RDONLY, fcntl.LOCK_SH):
+            yield
+
+
+@contextmanager
+def _locked(file: Path, flags: int, kind: int) -> Iterator[bool]:
+    """Lock a file; yields whether it is still the one that has the name, which another process may have written anew."""
+    descriptor = os.open(file, flags)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, kind)
+        try:
+            yield os.path.samestat(os.fstat(descriptor), file.stat())
+        finally:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a fork may have inherited the descriptor
+    finally:
+        os.close(descriptor)

@@ -1,6 +1,8 @@
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
+import pytest
 import zarr
 
 from t3vis.store.results import read_result, write_result
@@ -64,17 +66,20 @@ def test_killed_at_any_moment_of_replacing_a_result_the_old_the_new_or_none_is_t
         assert read_result(path, "train", "data_map").attributes == {"seed": 1}
 
 
-def test_threads_that_write_and_read_at_once_find_it_whole_or_not_at_all(tmp_path):
+def written_and_read(run, seed):
+    write_result(run, "train", "made", columns(seed), meanings=MEANINGS, attributes={"seed": seed})
+    return read_result(run, "train", "made")
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [ThreadPoolExecutor, lambda n: ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn"))],
+    ids=["threads", "processes"],
+)
+def test_whoever_writes_and_reads_at_once_finds_it_whole(tmp_path, workers):
     new_run(tmp_path / "run.zarr")
-
-    def written_and_read(seed):
-        write_result(
-            tmp_path / "run.zarr", "train", "made", columns(seed), meanings=MEANINGS, attributes={"seed": seed}
-        )
-        return read_result(tmp_path / "run.zarr", "train", "made")
-
-    with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(written_and_read, range(40)):
+    with workers(4) as pool:
+        for found in pool.map(written_and_read, [tmp_path / "run.zarr"] * 60, range(60)):
             expected = columns(found.attributes["seed"])
             assert found.columns.keys() == expected.keys()
             for name, values in expected.items():
