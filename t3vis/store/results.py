@@ -160,7 +160,7 @@ def _reading(run: schema.Node) -> Iterator[None]:
 
 @contextmanager
 def _locked(file: Path, flags: int, kind: int) -> Iterator[bool]:
-    """Lock a file; yields whether it is still the one that has the name, which another process may have written anew."""
+    """Lock a file; yields whether it still has the name, which another process may have given to a new one."""
     descriptor = os.open(file, flags)
     try:
         with suppress(OSError):
