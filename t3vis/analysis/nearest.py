@@ -23,6 +23,9 @@ N_SPARE = 8
 GROUP_SIZE = 25
 """Columns in each of the groups whose lowest are compared."""
 
+MAX_TIED = 16
+"""So many times as many candidates as are wanted are held at a time, on average over the rows."""
+
 MAX_REFERENCES = 20_000
 """Neighbours are looked for among that many examples at most, drawn at random: the work is then linear in them."""
 MIN_REFERENCES = 5_000
@@ -256,15 +259,19 @@ def row_blocks(n_rows: int, n_columns: int, n_bytes: int) -> Iterator[slice]:
 def farness_to(rows: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     """What gives for queries a number that rises with the distance to each row, in one product of matrices.
 
-    Half the squared distance, less half the squared length of the query: shape (n_queries, n_rows).
+    Half the squared distance, less half the squared length of the query: shape (n_queries, n_rows). It stands in the
+    same memory after every call, since fresh memory costs a third of the product.
     """
     half_squares = np.vecdot(rows, rows)[:, np.newaxis] / 2
     extended = np.concatenate([-rows, half_squares], axis=1).T
+    room = np.empty((0, len(rows)), np.float32)
 
     def farness(queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        nonlocal room
+        if len(queries) > len(room):
+            room = np.empty((len(queries), len(rows)), np.float32)
         one = np.ones((len(queries), 1), np.float32)
-        far: NDArray[np.float32] = np.concatenate([queries, one], axis=1) @ extended
-        return far
+        return np.matmul(np.concatenate([queries, one], axis=1), extended, out=room[: len(queries)])
 
     return farness
 
@@ -280,18 +287,18 @@ def lowest(far: NDArray[np.float32], k: int) -> tuple[NDArray[np.intp], NDArray[
     n_rows, n_columns = far.shape
     if far.size == 0:
         return np.empty((n_rows, 0), np.intp), far
-    bound = _no_lower_than_last(far, k)
-    row, column = np.divmod(np.flatnonzero(far < bound[:, np.newaxis]), n_columns)
-    in_row = np.arange(len(row)) - np.searchsorted(row, row)
-    below = np.full((n_rows, max(int(in_row.max(initial=0)) + 1, k)), np.inf, np.float32)
-    below[row, in_row] = far[row, column]
-    limit = np.minimum(np.sort(below, axis=1)[:, k - 1], bound)[:, np.newaxis]
-    is_found, is_last = far < limit, far == limit
-    n_left = k - np.count_nonzero(is_found, axis=1)
-    tied = np.flatnonzero(np.count_nonzero(is_last, axis=1) > n_left)
-    is_last[tied] &= np.cumsum(is_last[tied], axis=1, dtype=np.int32) <= n_left[tied, np.newaxis]
-    found = (np.flatnonzero(is_found | is_last) % n_columns).reshape(n_rows, k)
-    return found, np.take_along_axis(far, found, axis=1)
+    is_low = far <= _no_lower_than_last(far, k)[:, np.newaxis]
+    if n_rows > 1 and np.count_nonzero(is_low) > MAX_TIED * n_rows * k:
+        halves = [lowest(half, k) for half in np.array_split(far, 2)]
+        return np.concatenate([found for found, _ in halves]), np.concatenate([values for _, values in halves])
+    row, column = np.divmod(np.flatnonzero(is_low), n_columns)
+    ends = np.cumsum(np.bincount(row, minlength=n_rows))
+    in_row = np.arange(len(row)) - np.concatenate([[0], ends[:-1]])[row]
+    low = np.full((n_rows, int(in_row.max()) + 1), np.inf, np.float32)
+    places = np.zeros(low.shape, np.intp)
+    low[row, in_row], places[row, in_row] = far[row, column], column
+    found = np.sort(np.argsort(low, axis=1, kind="stable")[:, :k], axis=1)
+    return np.take_along_axis(places, found, axis=1), np.take_along_axis(low, found, axis=1)
 
 
 def _no_lower_than_last(far: NDArray[np.float32], k: int) -> NDArray[np.float32]:

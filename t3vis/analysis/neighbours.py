@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from sklearn.cluster import MiniBatchKMeans
 
+from t3vis.analysis.all_nearest import all_nearest
 from t3vis.analysis.nearest import (
     BLOCK_BYTES,
     Progress,
@@ -110,7 +111,7 @@ def neighbour_graph(
     k = min(k, n_examples - 1)
     rows = centred(states)
     if n_examples <= max_exact:
-        indices, distances = nearest_rows(rows, rows, k=k, own=np.arange(n_examples), progress=progress)
+        indices, distances = all_nearest(rows, k=k, progress=progress)
         return NeighbourGraph(indices, distances, recall=1.0)
     indices, distances = _by_cells(rows, k, seed, progress)
     sample = np.random.default_rng(seed).choice(n_examples, min(N_RECALL_EXAMPLES, n_examples), replace=False)
