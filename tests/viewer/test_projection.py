@@ -159,6 +159,19 @@ def test_two_plots_with_own_epochs_and_a_shared_selection(page, served, recorded
     shown_map(page, "x:pca:0@0")
 
 
+def test_of_two_legends_that_say_the_same_one_is_folded(page, served):
+    opened(page, served)
+    painted(page)
+    legends = page.locator("details.legend")
+    expect(legends).to_have_attribute("open", "")
+    page.locator("canvas").press("c")
+    expect(legends).to_have_count(2)
+    expect(legends.nth(1)).to_have_attribute("open", "")
+    expect(legends.nth(0)).not_to_have_attribute("open", "")
+    choose(page, "colour", "label")
+    expect(legends.nth(0)).to_have_attribute("open", "")
+
+
 def test_the_epochs_are_played_and_any_two_columns_shown(page, served, train):
     opened(page, served)
     layer, indices = train.layers[-1], [record.index for record in train.passes]

@@ -22,10 +22,10 @@ export function Choice({ label, infos, value, onChoose, empty = null }) {
     </select></label>`;
 }
 
-/** What the colours mean; a click on a category keeps or leaves out its examples. */
-export function Legend({ legend, filters, store, onScale }) {
+/** What the colours mean, folded where a plot beside it says the same; a click on a category keeps or leaves out its examples. */
+export function Legend({ legend, isOpen, filters, store, onScale }) {
   if (legend.kind === "number")
-    return html`<details class="legend number" open><summary><b>${legend.title}</b></summary>
+    return html`<details class="legend number" open=${isOpen}><summary><b>${legend.title}</b></summary>
       <div class="bar">${legend.gradient.map((color) => html`<i style=${{ background: color }} />`)}</div>
       <div class="ends"><span>${shownNumber(legend.low)}</span><span>${shownNumber(legend.high)}</span></div>
       <label>scale <select aria-label="scale" value=${legend.scale} onChange=${(event) => onScale(event.target.value)}>
@@ -39,7 +39,7 @@ export function Legend({ legend, filters, store, onScale }) {
     const rest = filters.filter((filter) => filter.id !== legend.id);
     store.set({ filters: next.length === 0 || next.length === all.length ? rest : [...rest, { id: legend.id, codes: next }] });
   };
-  return html`<details class="legend category" open><summary><b>${legend.title}</b></summary>
+  return html`<details class="legend category" open=${isOpen}><summary><b>${legend.title}</b></summary>
     <ul>${legend.entries.map((entry) => html`<li><button type="button" aria-pressed=${chosen ? chosen.includes(entry.code) : false}
       class=${chosen && !chosen.includes(entry.code) ? "off" : ""} onClick=${() => toggle(entry.code)}>
       <i style=${{ background: entry.color }} /> ${entry.name} <small>${entry.count.toLocaleString("en")}</small></button></li>`)}</ul></details>`;

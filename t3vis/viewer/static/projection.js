@@ -210,6 +210,7 @@ export function Projection({ data, split, plot, passed, state, store, number, to
 
   const infos = [...data.infos.values()];
   const suffix = number ? ` ${number + 1}` : "";
+  const isSaidBeside = state.plots.slice(number + 1).some(({ color, scale }) => color === plot.color && scale === plot.scale);
   return html`<section class="view projection" aria-label=${`Projection View${suffix}`}>
     <header>
       <label class="choice"><span>map${suffix}</span><select aria-label=${`map${suffix}`} value=${shown.kind} onChange=${(event) => change(showing(plot, { kind: event.target.value }, data))}>
@@ -246,7 +247,7 @@ export function Projection({ data, split, plot, passed, state, store, number, to
       ${busy && html`<p class="waiting"><span>Computing ${MAP_TITLES[shown.kind]}${isMap ? ` of layer ${shown.layer}, epoch ${epochOf(split, shown.pass)}` : ""}…</span></p>`}
       ${hovered && html`<${HoverCard} data=${data} hovered=${hovered} plot=${plot} frame=${frame} />`}
       ${passed && passed.shown.length === 0 && html`<p class="waiting"><span>No example passes the filters.</span></p>`}
-      ${legend && html`<${Legend} legend=${legend} filters=${state.filters} store=${store}
+      ${legend && html`<${Legend} legend=${legend} filters=${state.filters} store=${store} isOpen=${!isSaidBeside}
         onScale=${(scale) => change({ scale })} />`}
     </div>
   </section>`;
