@@ -309,7 +309,7 @@ def test_project_interrupted_goes_on_from_there(in_demo_folder: Path, monkeypatc
         before = signal.getsignal(signal.SIGINT)
         assert main(["project", str(RUN), "--epoch", "0", "--seed", "7"]) == 1
         assert signal.getsignal(signal.SIGINT) is before
-    assert "was stopped after 9 of 750 iterations; the same call goes on from there" in capsys.readouterr().err
+    assert "was stopped after 9 of 600 iterations; the same call goes on from there" in capsys.readouterr().err
     assert main(["project", str(RUN), "--epoch", "0", "--seed", "7"]) == 0
     assert read_result(RUN, "train", "tsne_p0000_l02_stopped") is None
 
