@@ -39,8 +39,9 @@ from t3vis.store.schema import pass_name
 
 Method = Literal["tsne", "pca", "umap"]
 
-MAX_FITTED = 100_000
-"""Up to this many examples make a t-SNE map; of more, `N_LANDMARKS` do, and the others are placed on it."""
+MAX_FITTED = 1_000_000
+"""Up to this many examples make a t-SNE map; of more, `N_LANDMARKS` do, and the others are placed on it, which saves
+memory: it takes longer, and keeps fewer neighbours (the part ``landmarks`` of ``benchmarks/bench_projection.py``)."""
 N_LANDMARKS = 50_000
 N_ONE_THREAD = 10_000
 """From this many examples on, threads gain more than they lose by waiting for each other."""
