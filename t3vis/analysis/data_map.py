@@ -363,7 +363,15 @@ def map_by_example(
 
 
 def map_of(chunk: Trajectories) -> DataMap:
-    """Reduce trajectories to a data map: one value for each example; without a label, no epoch counts."""
+    """Reduce trajectories to a data map: one value for each example; without a label, no epoch counts.
+
+    Examples
+    --------
+    >>> from t3vis.analysis.trajectories import trajectories
+    >>> found = map_of(trajectories(np.log([[[0.8, 0.2]], [[0.4, 0.6]]]), np.array([0])))
+    >>> found.confidence.round(3), found.variability.round(3), found.correctness, found.forgetting_events
+    (array([0.6]), array([0.2]), array([0.5]), array([1]))
+    """
     known = ~np.isnan(chunk.gold_probs)
     mean = confidence(chunk.gold_probs)
     return DataMap(

@@ -86,7 +86,13 @@ def _multi_label_trajectories(logits: NDArray[Any], targets: NDArray[Any]) -> Tr
 
 
 def mean_of_known(values: NDArray[np.float64], is_known: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean over the last axis of the values that are known; 0 where none is."""
+    """Mean over the last axis of the values that are known; 0 where none is.
+
+    Examples
+    --------
+    >>> mean_of_known(np.array([[0.2, 0.4, 9.0]]), np.array([[True, True, False]])).round(3)
+    array([0.3])
+    """
     total = np.where(is_known, values, 0).sum(axis=-1)
     return np.asarray(total / np.maximum(is_known.sum(axis=-1), 1))
 

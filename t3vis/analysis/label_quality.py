@@ -310,7 +310,13 @@ def voting_sample(n_examples: int) -> slice:
 
 
 def vote_scale(distances: NDArray[np.float64]) -> float:
-    """Median of the known distances to neighbours; 1 where it is 0, or none is known."""
+    """Median of the known distances to neighbours; 1 where it is 0, or none is known.
+
+    Examples
+    --------
+    >>> vote_scale(np.array([[0.1, 0.3], [0.5, np.nan]])), vote_scale(np.zeros((2, 2)))
+    (0.3, 1.0)
+    """
     known = distances[~np.isnan(distances)]
     return float(np.median(known)) if known.size and np.median(known) > 0 else 1.0
 

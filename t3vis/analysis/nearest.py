@@ -251,7 +251,13 @@ def nearest_rows(
 
 
 def row_blocks(n_rows: int, n_columns: int, n_bytes: int) -> Iterator[slice]:
-    """Slices of rows such that ``n_columns`` float32 for each of them take at most ``n_bytes``."""
+    """Slices of rows such that ``n_columns`` float32 for each of them take at most ``n_bytes``.
+
+    Examples
+    --------
+    >>> list(row_blocks(5, 10, 80))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
     size = max(n_bytes // (4 * max(n_columns, 1)), 1)
     return (slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size))
 
@@ -261,6 +267,11 @@ def farness_to(rows: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDA
 
     Half the squared distance, less half the squared length of the query: shape (n_queries, n_rows). It stands in the
     same memory after every call, since fresh memory costs a third of the product.
+
+    Examples
+    --------
+    >>> farness_to(np.array([[0.0], [2.0]], dtype=np.float32))(np.array([[3.0]], dtype=np.float32)) + 3**2 / 2
+    array([[4.5, 0.5]], dtype=float32)
     """
     half_squares = np.vecdot(rows, rows)[:, np.newaxis] / 2
     extended = np.concatenate([-rows, half_squares], axis=1).T
@@ -324,7 +335,14 @@ def by_distance(
     *,
     is_left_out: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """What was found for each query by rising distance, which is taken of the differences: they lose no digits."""
+    """What was found for each query by rising distance, which is taken of the differences: they lose no digits.
+
+    Examples
+    --------
+    >>> rows = np.array([[0.0], [2.0], [5.0]], dtype=np.float32)
+    >>> by_distance(rows[2:], rows, np.array([[0, 1]]))
+    (array([[1, 0]], dtype=int32), array([[3., 5.]], dtype=float32))
+    """
     distances = np.empty(found.shape, np.float32)
     for block in row_blocks(len(found), found.shape[1] * rows.shape[1], DIFFERENCE_BYTES):
         apart = rows[found[block]]

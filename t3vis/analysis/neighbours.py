@@ -235,7 +235,14 @@ def shared(one: NDArray[np.integer], other: NDArray[np.integer]) -> NDArray[np.f
 
 
 def centred(states: NDArray[np.floating]) -> NDArray[np.float32]:
-    """States about their mean: distances are the same, and their products lose fewer digits."""
+    """States about their mean: distances are the same, and their products lose fewer digits.
+
+    Examples
+    --------
+    >>> centred(np.array([[1.0, 0.0], [3.0, 0.0]]))
+    array([[-1.,  0.],
+           [ 1.,  0.]], dtype=float32)
+    """
     about_mean: NDArray[np.float32] = (states - states.mean(axis=0, dtype=np.float64)).astype(np.float32)
     return about_mean
 

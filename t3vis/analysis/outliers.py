@@ -167,7 +167,15 @@ def check_shrinkage(shrinkage: float) -> None:
 def residual_products(
     states: StatesLike, labels: NDArray[np.integer], means: NDArray[np.float64], *, chunk_size: int = CHUNK_SIZE
 ) -> NDArray[np.float64]:
-    """Sum over labelled examples of the products of their differences from their class mean, shape (hidden, hidden)."""
+    """Sum over labelled examples of the products of their differences from their class mean, shape (hidden, hidden).
+
+    Examples
+    --------
+    >>> states = np.array([[1.0, 0.0], [3.0, 2.0]])
+    >>> residual_products(states, np.array([0, 0]), means=np.array([[2.0, 1.0]]))
+    array([[2., 2.],
+           [2., 2.]])
+    """
     products = np.zeros((states.shape[1], states.shape[1]))
     for rows, values, seen in state_chunks(states, chunk_size=chunk_size):
         known = seen & (labels[rows] >= 0)

@@ -109,6 +109,12 @@ def moments_of(states: NDArray[np.floating], about: NDArray[np.float64]) -> Mome
     ------
     AnalysisError
         If a state is not finite.
+
+    Examples
+    --------
+    >>> found = moments_of(np.array([[1.0], [4.0]]), np.array([1.0]))
+    >>> found.n_examples, found.total, found.products
+    (2, array([3.]), array([[9.]]))
     """
     check_states(states)
     rows = states - about
@@ -116,7 +122,15 @@ def moments_of(states: NDArray[np.floating], about: NDArray[np.float64]) -> Mome
 
 
 def axes_of(moments: Moments, about: NDArray[np.float64], *, n_components: int) -> PrincipalAxes:
-    """The principal axes of the examples whose moments about a point these are."""
+    """The principal axes of the examples whose moments about a point these are.
+
+    Examples
+    --------
+    >>> about = np.zeros(2)
+    >>> found = axes_of(moments_of(np.array([[1.0, 0.0], [3.0, 0.0]]), about), about, n_components=1)
+    >>> found.mean, found.explained
+    (array([2., 0.]), array([1.]))
+    """
     mean = moments.total / moments.n_examples
     variances, vectors = np.linalg.eigh(moments.products / moments.n_examples - np.outer(mean, mean))
     variances = np.maximum(variances[::-1], 0)

@@ -355,7 +355,13 @@ class ClassSums:
 
 
 def number_of_classes(labels: NDArray[np.integer]) -> int:
-    """One more than the largest label, at least 1."""
+    """One more than the largest label, at least 1.
+
+    Examples
+    --------
+    >>> number_of_classes(np.array([-1, 2, 0])), number_of_classes(np.array([-1]))
+    (3, 1)
+    """
     return max(int(labels.max(initial=-1)) + 1, 1)
 
 
@@ -368,6 +374,13 @@ def class_sums(
     ------
     AnalysisError
         If the shapes disagree.
+
+    Examples
+    --------
+    >>> found = class_sums(np.array([[1.0], [2.0], [4.0]]), np.array([0, 1, 1]), n_classes=2)
+    >>> found.counts, found.totals
+    (array([1, 2]), array([[1.],
+           [6.]]))
     """
     check_states_and_labels(states, labels)
     sums = ClassSums(np.zeros(n_classes, dtype=np.int64), np.zeros((n_classes, states.shape[1])))

@@ -153,6 +153,11 @@ def state_chunks(
     ------
     AnalysisError
         If `states` is not two-dimensional or `chunk_size` is below one.
+
+    Examples
+    --------
+    >>> [(rows, seen.tolist()) for rows, _, seen in state_chunks(np.array([[1.0], [np.nan], [2.0]]), chunk_size=2)]
+    [(slice(0, 2, None), [True, False]), (slice(2, 3, None), [True])]
     """
     if len(states.shape) != 2:
         raise AnalysisError(

@@ -52,6 +52,12 @@ def trajectories(logits: NDArray[Any], labels: NDArray[np.integer]) -> Trajector
 
     Shapes as in `gold_probs`; of examples with equal highest logits the first class is the prediction, as in
     ``argmax``.
+
+    Examples
+    --------
+    >>> found = trajectories(np.log([[[0.8, 0.2], [0.4, 0.6]]]), np.array([0, 0]))
+    >>> found.gold_probs.round(3), found.correct
+    (array([[0.8, 0.4]]), array([[ True, False]]))
     """
     values, top, seen = classes_first(logits)
     gold = of_labels(values, labels)
@@ -76,6 +82,12 @@ def classes_first(
     NumPy reduces over the first axis several times as fast as over a short last one. The values are a copy, in the
     precision of the logits, at least float32. Shapes (n_classes, n_epochs, n_examples) and, of the others, (n_epochs,
     n_examples).
+
+    Examples
+    --------
+    >>> values, top, seen = classes_first(np.array([[[1.0, 3.0], [np.nan, 0.0]]]))
+    >>> values.shape, top, seen
+    ((2, 1, 2), array([[ 3., nan]]), array([[ True, False]]))
     """
     in_order = np.moveaxis(logits, -1, 0)
     values = np.array(in_order, dtype=np.result_type(logits.dtype, np.float32), order="C")
@@ -85,7 +97,14 @@ def classes_first(
 
 
 def of_labels(values: NDArray[Any], labels: NDArray[np.integer]) -> NDArray[Any]:
-    """Values of the given labels, shape (n_epochs, n_examples), from those of `classes_first`; any where none is."""
+    """Values of the given labels, shape (n_epochs, n_examples), from those of `classes_first`; any where none is.
+
+    Examples
+    --------
+    >>> values, _, _ = classes_first(np.array([[[1.0, 3.0], [5.0, 7.0]]]))
+    >>> of_labels(values, np.array([1, 0]))
+    array([[3., 5.]])
+    """
     _, n_epochs, n_examples = values.shape
     # Places in the flat array: indexing by arrays along two axes takes twice as long.
     place = np.maximum(labels, 0).astype(np.int64) * (n_epochs * n_examples) + np.arange(n_examples)
@@ -96,6 +115,13 @@ def softmax(values: NDArray[np.floating], top: NDArray[np.floating]) -> None:
     """Turn logits of `classes_first`, in place, into probabilities.
 
     Rows that are not finite yield NaN somewhere, or wrong numbers where a class is at -inf: the caller masks them.
+
+    Examples
+    --------
+    >>> values, top, _ = classes_first(np.log([[[1.0, 3.0]]]))
+    >>> softmax(values, top)
+    >>> values.ravel().round(3)
+    array([0.25, 0.75])
     """
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         values -= top
@@ -104,13 +130,25 @@ def softmax(values: NDArray[np.floating], top: NDArray[np.floating]) -> None:
 
 
 def is_seen(logits: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether the example was seen: all of its logits are finite. The last axis is that of the classes."""
+    """Whether the example was seen: all of its logits are finite. The last axis is that of the classes.
+
+    Examples
+    --------
+    >>> is_seen(np.array([[[1.0, 2.0], [np.nan, 2.0]]]))
+    array([[ True, False]])
+    """
     finite: NDArray[np.bool_] = np.isfinite(logits).all(axis=-1)
     return finite
 
 
 def mean_over_epochs(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Mean over the first axis in float64, NaN left out; NaN where there is nothing else."""
+    """Mean over the first axis in float64, NaN left out; NaN where there is nothing else.
+
+    Examples
+    --------
+    >>> mean_over_epochs(np.array([[1.0, np.nan], [2.0, np.nan]]))
+    array([1.5, nan])
+    """
     unknown = np.isnan(values)
     if len(values) and not unknown.any():
         return np.asarray(values.mean(axis=0, dtype=np.float64))
@@ -150,7 +188,13 @@ def check_logits_and_labels(logits: LogitsLike, labels: NDArray[np.integer], *, 
 
 
 def epoch_window(n_epochs: int, *, burn_in: int, burn_out: int | None) -> slice:
-    """Return the epochs from `burn_in` up to, not including, `burn_out`; `AnalysisError` if that is none."""
+    """Return the epochs from `burn_in` up to, not including, `burn_out`; `AnalysisError` if that is none.
+
+    Examples
+    --------
+    >>> epoch_window(5, burn_in=1, burn_out=None)
+    slice(1, 5, None)
+    """
     stop = n_epochs if burn_out is None else burn_out
     if not 0 <= burn_in < stop <= n_epochs:
         raise AnalysisError(
@@ -174,6 +218,15 @@ def by_example(
     The logits are read `chunk_size` examples at a time, by the calling thread alone, while other threads compute. The
     function is given as many as fit the cache, or none if there is no example. `then` makes the columns from what it
     has found of a chunk: threads wait for each other between operations, so that on small arrays many cost most.
+
+    Examples
+    --------
+    >>> found = by_example(
+    ...     lambda logits, labels, examples: {"highest": logits.max(axis=(0, 2))},
+    ...     np.array([[[1.0, 2.0], [4.0, 3.0]]]), np.array([0, 1]), chunk_size=1,
+    ... )
+    >>> found["highest"]
+    array([2., 4.])
     """
     check_chunk_size(chunk_size)
     n_epochs, n_examples, n_classes = logits.shape
@@ -216,5 +269,11 @@ def check_chunk_size(chunk_size: int) -> None:
 
 
 def joined_columns(chunks: Sequence[Columns]) -> Columns:
-    """Concatenate the columns of successive examples, name by name."""
+    """Concatenate the columns of successive examples, name by name.
+
+    Examples
+    --------
+    >>> joined_columns([{"loss": np.array([1.0])}, {"loss": np.array([2.0])}])
+    {'loss': array([1., 2.])}
+    """
     return {name: np.concatenate([chunk[name] for chunk in chunks], axis=-1) for name in chunks[0]}
